@@ -1,0 +1,187 @@
+"""What databases and drivers do differently, apart from their SQL: errors, timeouts, defaults."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sqlalchemy import exc
+
+from zoho_orm_store.errors import (
+    DatabaseError,
+    DatabaseTimeoutError,
+    DatabaseUnreachableError,
+    SchemaError,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+__all__ = [
+    "AUTOCOMMIT_READS",
+    "EXTRAS",
+    "connect_args",
+    "failure_of",
+    "is_memory",
+    "unreachable",
+]
+
+AUTOCOMMIT_READS = frozenset({"postgresql"})
+"""Where a read outside a transaction is one round trip instead of three, and switching is free."""
+
+EXTRAS = {
+    "psycopg": "postgresql",
+    "psycopg2": "postgresql",
+    "asyncpg": "postgresql",
+    "pymysql": "mysql",
+    "asyncmy": "mysql",
+    "aiomysql": "mysql",
+    "MySQLdb": "mysql",
+}
+"""The extra of this package that brings a driver for the same database."""
+
+_CONNECT_ARGS = {
+    "pysqlite": ("timeout",),
+    "aiosqlite": ("timeout",),
+    "psycopg": ("connect_timeout",),
+    "psycopg_async": ("connect_timeout",),
+    "psycopg2": ("connect_timeout",),
+    "asyncpg": ("timeout",),
+    "pymysql": ("connect_timeout", "read_timeout", "write_timeout"),
+    "aiomysql": ("connect_timeout",),
+    "asyncmy": ("connect_timeout",),
+}
+
+_POSTGRESQL_TRANSIENT = frozenset(
+    {
+        "40001",  # serialization failure
+        "40P01",  # deadlock
+        "53300",  # too many connections
+        "55P03",  # lock not available
+        "57P01",  # the server shuts down
+        "57P02",  # the server crashed
+        "57P03",  # the server starts up
+        "23505",  # a row of the same identity was saved meanwhile
+    }
+)
+_MYSQL_TRANSIENT = frozenset(
+    {
+        1020,  # the row has changed since it was read
+        1040,  # too many connections
+        1047,  # a Galera node is not ready
+        1053,  # the server shuts down
+        1062,  # a row of the same identity was saved meanwhile
+        1205,  # lock wait timeout
+        1213,  # deadlock, also a Galera write conflict
+        2006,  # the server has gone away
+        2013,  # the connection was lost
+    }
+)
+_SQLITE_TRANSIENT = ("database is locked", "database table is locked", "UNIQUE constraint failed")
+
+_SCHEMA_SQLSTATES = frozenset({"42P01", "42703", "3F000"})
+_SCHEMA_MYSQL = frozenset({1054, 1146})
+_SCHEMA_SQLITE = ("no such table", "no such column", "has no column named")
+
+_QUERY_CANCELED = "57014"
+
+
+def is_memory(url: URL) -> bool:
+    """Whether a URL names a SQLite database in memory, which lives as long as its connection."""
+    return url.get_backend_name() == "sqlite" and (
+        not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    )
+
+
+def connect_args(url: URL, driver: str, timeout: float) -> dict[str, object]:
+    """The driver's arguments that keep a connection from waiting longer than a store may.
+
+    Args:
+        url: The database; what its query says already is left alone.
+        driver: SQLAlchemy's name of the driver.
+        timeout: The store's timeout in seconds.
+    """
+    whole_seconds = driver not in ("pysqlite", "aiosqlite", "asyncpg")
+    value = max(1, round(timeout)) if whole_seconds else timeout
+    return {name: value for name in _CONNECT_ARGS.get(driver, ()) if name not in url.query}
+
+
+def failure_of(error: exc.SQLAlchemyError) -> DatabaseError:
+    """What a failed statement means to whoever ran it.
+
+    The driver's text is cut down to what cannot hold a value of the row, and the original error
+    is not chained, because its text may (PostgreSQL's ``DETAIL`` shows whole rows; rule G3).
+
+    Args:
+        error: What SQLAlchemy raised.
+    """
+    if isinstance(error, exc.TimeoutError):
+        return DatabaseTimeoutError(
+            "No connection became free in the engine's pool in time. "
+            "Raise pool_size or max_overflow, or use fewer threads."
+        )
+    if not isinstance(error, exc.DBAPIError):
+        return DatabaseError(f"{type(error).__name__}: {_without_values(str(error))}")
+    code, text = _code_of(error), str(error.orig)
+    message = f"The database reported {_driver_error_name(error)}: {_without_values(text)}"
+    if code in _SCHEMA_SQLSTATES or code in _SCHEMA_MYSQL or _says(text, _SCHEMA_SQLITE):
+        return SchemaError(message)
+    if code == _QUERY_CANCELED:
+        return DatabaseTimeoutError(message)
+    retryable = (
+        error.connection_invalidated
+        or code in _POSTGRESQL_TRANSIENT
+        or code in _MYSQL_TRANSIENT
+        or _says(text, _SQLITE_TRANSIENT)
+    )
+    return DatabaseError(message, retryable=retryable)
+
+
+def unreachable(error: Exception, url: URL) -> DatabaseUnreachableError:
+    """What a failed connection attempt means; names the URL with its password hidden (rule G2).
+
+    Args:
+        error: What the driver, or SQLAlchemy around it, raised.
+        url: The database.
+    """
+    cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig else error
+    reason = _hide(_first_line(str(cause)) or type(cause).__name__, url.password)
+    code = _code_of(error) if isinstance(error, exc.DBAPIError) else None
+    return DatabaseUnreachableError(
+        f"Cannot connect to {url.render_as_string(hide_password=True)} ({reason}). "
+        "Check that the server runs and that host, port, database, user and password are right.",
+        retryable=code in _POSTGRESQL_TRANSIENT or code in _MYSQL_TRANSIENT,
+    )
+
+
+def _code_of(error: exc.DBAPIError) -> str | int | None:
+    """PostgreSQL's SQLSTATE, MySQL's error number, or nothing."""
+    original = error.orig
+    sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if sqlstate:
+        return str(sqlstate)
+    first = original.args[0] if original is not None and original.args else None
+    return first if isinstance(first, int) else None
+
+
+def _driver_error_name(error: exc.DBAPIError) -> str:
+    name, code = type(error.orig).__name__, _code_of(error)
+    return name if code is None else f"{name} {code}"
+
+
+def _says(text: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in text for phrase in phrases)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]
+
+
+def _without_values(text: str) -> str:
+    """The first line of a driver's message, with whatever is quoted like a value left out."""
+    line = re.sub(r"'(?:[^'\\]|\\.|'')*'?", "'…'", _first_line(text))
+    return re.sub(r': ".*', ': "…"', line)
+
+
+def _hide(text: str, password: object) -> str:
+    return text.replace(str(password), "***") if password else text

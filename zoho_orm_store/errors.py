@@ -1,0 +1,80 @@
+"""What can go wrong, in words that tell the reader what to do next.
+
+These errors know nothing of the Zoho SDK: the repositories raise them as they are, and a token
+store wraps them in the SDK's ``SDKException`` (rule G1). None ever carries a secret (rule G3).
+"""
+
+__all__ = [
+    "ConfigurationError",
+    "DatabaseError",
+    "DatabaseTimeoutError",
+    "DatabaseUnreachableError",
+    "InvalidTokenError",
+    "MissingDependencyError",
+    "SchemaError",
+    "StoreClosedError",
+    "UserMismatchError",
+    "ZohoOrmStoreError",
+]
+
+
+class ZohoOrmStoreError(Exception):
+    """The base of every error of this package."""
+
+
+class ConfigurationError(ZohoOrmStoreError):
+    """An argument, a URL or an engine cannot be used as it was given."""
+
+
+class MissingDependencyError(ConfigurationError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"The package {package!r} is not installed. "
+            f"Install it with: pip install 'zoho-orm-store[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class StoreClosedError(ZohoOrmStoreError):
+    """The store was used after ``close()``."""
+
+    def __init__(self) -> None:
+        super().__init__("This token store is closed. Make a new one, or close it later.")
+
+
+class InvalidTokenError(ZohoOrmStoreError):
+    """A token that cannot be stored; nothing was written (rules A3, A4, C4, E3)."""
+
+
+class UserMismatchError(ZohoOrmStoreError):
+    """A token carries the id of another user's row; nothing was written (rule E5)."""
+
+
+class DatabaseError(ZohoOrmStoreError):
+    """The database refused or lost an operation.
+
+    Attributes:
+        retryable: Whether running the whole transaction again may succeed (a deadlock, a
+            serialization failure, a busy SQLite file, a dropped connection). A store has then
+            already tried again until its timeout; whoever owns the transaction of a repository
+            rolls it back and runs it again.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class DatabaseUnreachableError(DatabaseError):
+    """No connection to the database could be made."""
+
+
+class DatabaseTimeoutError(DatabaseError):
+    """An operation did not finish within the store's timeout."""
+
+
+class SchemaError(DatabaseError):
+    """The tables are missing, or of another version than this package."""

@@ -1,0 +1,1 @@
+"""The Alembic lineage of the tables `oauthtoken` and `oauthtoken_refresh_lease`."""

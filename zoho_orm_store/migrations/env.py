@@ -1,0 +1,5 @@
+"""Alembic's environment of the installed package."""
+
+from zoho_orm_store.migrations.environment import run
+
+run()

@@ -1,0 +1,78 @@
+"""What Alembic's environment does here, in a checkout and in an installed package alike."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from alembic import context
+
+from zoho_orm_store.binding import bind_to
+from zoho_orm_store.errors import ConfigurationError
+from zoho_orm_store.models import metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+__all__ = ["URL_VARIABLE", "VERSION_TABLE", "run"]
+
+VERSION_TABLE = "zoho_orm_store_version"
+"""Where the revision is kept: a table of our own, beside a project's own ``alembic_version``."""
+
+URL_VARIABLE = "ZOHO_ORM_STORE_URL"
+"""The environment variable that names the database for Alembic's own command line."""
+
+
+def run() -> None:
+    """Run the command that Alembic was asked for.
+
+    On the connection that the caller put into the configuration's ``attributes``, which stays
+    the caller's to commit; else on the database that `URL_VARIABLE` names.
+    """
+    connection: Connection | None = context.config.attributes.get("connection")
+    if context.is_offline_mode():
+        _run_offline()
+    elif connection is not None:
+        _run_online(connection)
+    else:
+        binding = bind_to(_url())
+        try:
+            binding.write(_run_online)
+        finally:
+            binding.close()
+
+
+def _run_online(connection: Connection) -> None:
+    _configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _run_offline() -> None:
+    _configure(url=_url(), literal_binds=True, dialect_opts={"paramstyle": "named"})
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _configure(**options: object) -> None:
+    context.configure(
+        target_metadata=metadata,
+        version_table=VERSION_TABLE,
+        include_name=_is_ours,
+        compare_type=True,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _is_ours(name: str | None, kind: str, parents: object) -> bool:
+    return kind != "table" or name in metadata.tables
+
+
+def _url() -> str:
+    url = os.environ.get(URL_VARIABLE)
+    if not url:
+        raise ConfigurationError(
+            f"Set {URL_VARIABLE} to the URL of the database, "
+            "for example sqlite:///zohooauth.db, and run the command again."
+        )
+    return url

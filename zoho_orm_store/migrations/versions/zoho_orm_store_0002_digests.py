@@ -1,0 +1,271 @@
+"""Digest columns, wider types, one row per identity, and the table of refresh leases.
+
+The rows that are there are kept and converted; several rows of one identity become one, with the
+newest values. Each step looks at what is there first, so that a run that was cut short on a
+database without transactional DDL can be repeated.
+
+Revision: zoho_orm_store_0002
+Revises: zoho_orm_store_0001
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from itertools import count
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import context, op
+from sqlalchemy.dialects import mysql
+
+from zoho_orm_store.digests import digests_of
+from zoho_orm_store.errors import InvalidTokenError
+from zoho_orm_store.matching import merged_rows
+from zoho_orm_store.record import TokenRecord, parse_expiry
+
+revision = "zoho_orm_store_0002"
+down_revision = "zoho_orm_store_0001"
+branch_labels = None
+depends_on = None
+
+TABLE = "oauthtoken"
+LEASES = "oauthtoken_refresh_lease"
+BATCH = 500
+MYSQL_FAMILY = ("mysql", "mariadb")
+
+DIGEST: Any = sa.String(64).with_variant(
+    mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), *MYSQL_FAMILY
+)
+UTC_DATETIME: Any = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), *MYSQL_FAMILY)
+
+WIDER: dict[str, sa.types.TypeEngine[str]] = {
+    "user_name": sa.String(512),
+    "client_secret": sa.Text(),
+    "refresh_token": sa.Text(),
+    "access_token": sa.Text(),
+    "grant_token": sa.Text(),
+    "redirect_url": sa.Text(),
+    "api_domain": sa.Text(),
+}
+ADDED: dict[str, sa.types.TypeEngine[Any]] = {
+    "identity": DIGEST,
+    "user_digest": DIGEST,
+    "client_digest": DIGEST,
+    "access_digest": DIGEST,
+    "refresh_digest": DIGEST,
+    "grant_digest": DIGEST,
+    "created_at": UTC_DATETIME,
+    "updated_at": UTC_DATETIME,
+}
+REQUIRED = ("identity", "created_at", "updated_at")
+INDEXED = ("identity", "user_digest", "access_digest", "refresh_digest", "grant_digest")
+
+VALUES = (
+    "user_name",
+    "client_id",
+    "client_secret",
+    "refresh_token",
+    "access_token",
+    "grant_token",
+    "expiry_time",
+    "redirect_url",
+    "api_domain",
+)
+rows = sa.table(TABLE, sa.column("id", sa.String), *map(sa.column, (*VALUES, *ADDED)))
+
+logger = logging.getLogger("zoho_orm_store.migrations")
+
+
+def upgrade() -> None:
+    if not context.is_offline_mode():
+        clear_unreadable_expiries()
+    widen()
+    if not context.is_offline_mode():
+        convert_rows()
+        collapse_identities()
+    tighten()
+    create_leases()
+
+
+def clear_unreadable_expiries() -> None:
+    """Forget expiries that are no integers; the SDK then finds the access token's end itself."""
+    connection = op.get_bind()
+    clear = sa.update(rows).where(rows.c.id == sa.bindparam("row_id")).values(expiry_time=None)
+    for ids in batches(connection):
+        found = connection.execute(select("id", "expiry_time").where(rows.c.id.in_(ids)))
+        unreadable = [row.id for row in found if row.expiry_time != canonical(row.expiry_time)]
+        if unreadable:
+            connection.execute(clear, [{"row_id": id_} for id_ in unreadable])
+
+
+def canonical(expiry: object) -> object:
+    try:
+        number = parse_expiry(expiry)
+    except InvalidTokenError:
+        return None
+    return expiry if number is not None else None
+
+
+def widen() -> None:
+    """Give every column the type it has in the models, and add ours, nullable for now."""
+    make_text_exact()
+    present = columns_present()
+    with op.batch_alter_table(TABLE) as table:
+        table.alter_column(
+            "id",
+            existing_type=sa.String(10),
+            type_=id_type(),
+            existing_nullable=False,
+            nullable=False,
+        )
+        for name, type_ in WIDER.items():
+            table.alter_column(name, existing_type=sa.String(255), type_=type_)
+        table.alter_column(
+            "expiry_time",
+            existing_type=sa.String(20),
+            type_=sa.BigInteger(),
+            postgresql_using="expiry_time::bigint",
+        )
+        for name, type_ in ADDED.items():
+            if name not in present:
+                table.add_column(sa.Column(name, type_, nullable=True))
+
+
+def make_text_exact() -> None:
+    """Compare text byte for byte on MySQL and MariaDB, whose default collations do not."""
+    if op.get_context().dialect.name not in MYSQL_FAMILY:
+        return
+    if not context.is_offline_mode():
+        options = sa.inspect(op.get_bind()).get_table_options(TABLE)
+        if "utf8mb4_bin" in options.values():
+            return
+    op.execute(f"ALTER TABLE {TABLE} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+
+
+def id_type() -> sa.types.TypeEngine[str]:
+    """A string that also keeps ids apart that differ in trailing blanks."""
+    dialect = op.get_context().dialect
+    if dialect.name not in MYSQL_FAMILY:
+        return sa.String(255)
+    is_mariadb = getattr(dialect, "is_mariadb", False)
+    collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+    return mysql.VARCHAR(255, charset="utf8mb4", collation=collation)
+
+
+def convert_rows() -> None:
+    """Write what our columns hold about the rows that are there, oldest ids first."""
+    connection = op.get_bind()
+    change = sa.update(rows).where(rows.c.id == sa.bindparam("row_id"))
+    start = datetime.now(timezone.utc).replace(tzinfo=None)
+    ticks = count()
+    for ids in batches(connection):
+        by_id = {record.id: record for record in records(connection, rows.c.id.in_(ids))}
+        values = []
+        for id_ in ids:
+            saved_at = start + timedelta(microseconds=next(ticks))
+            values.append(
+                row_values(by_id[id_])
+                | {"row_id": id_, "created_at": saved_at, "updated_at": saved_at}
+            )
+        connection.execute(change, values)
+
+
+def collapse_identities() -> None:
+    """Make one row of those that the SDK's stores have written for one user and client."""
+    connection = op.get_bind()
+    repeated = sa.select(rows.c.identity).group_by(rows.c.identity).having(sa.func.count() > 1)
+    for identity in connection.scalars(repeated).all():
+        found = sorted(records(connection, rows.c.identity == identity), key=age)
+        newest = found[-1].id
+        dropped = [record.id for record in found[:-1]]
+        connection.execute(sa.delete(rows).where(rows.c.id.in_(dropped)))
+        connection.execute(
+            sa.update(rows).where(rows.c.id == newest).values(row_values(merged_rows(found)))
+        )
+        logger.warning(
+            "The table %s held %d rows of one user and client (or of one token); "
+            "the newest, with id %r, was kept, and those with the ids %s were dropped.",
+            TABLE,
+            len(found),
+            newest,
+            ", ".join(map(repr, dropped)),
+        )
+
+
+def age(record: TokenRecord) -> tuple[int, int, str]:
+    """What tells the newest row in a table that does not say when a row was saved."""
+    return (record.expiry_time or 0, len(record.id or ""), record.id or "")
+
+
+def tighten() -> None:
+    with op.batch_alter_table(TABLE) as table:
+        for name in REQUIRED:
+            table.alter_column(name, existing_type=ADDED[name], nullable=False)
+    present = set() if context.is_offline_mode() else indexes_present()
+    for name in INDEXED:
+        if f"ix_{TABLE}_{name}" not in present:
+            op.create_index(f"ix_{TABLE}_{name}", TABLE, [name], unique=name == "identity")
+
+
+def create_leases() -> None:
+    if not context.is_offline_mode() and sa.inspect(op.get_bind()).has_table(LEASES):
+        return
+    op.create_table(
+        LEASES,
+        sa.Column("key", DIGEST, primary_key=True),
+        sa.Column("owner", sa.String(64), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mariadb_charset="utf8mb4",
+        mariadb_collate="utf8mb4_bin",
+    )
+
+
+def downgrade() -> None:
+    """Take our columns away; the SDK's keep their wider types, so that no value is cut."""
+    op.drop_table(LEASES)
+    for name in INDEXED:
+        op.drop_index(f"ix_{TABLE}_{name}", TABLE)
+    with op.batch_alter_table(TABLE) as table:
+        for name in ADDED:
+            table.drop_column(name)
+        table.alter_column(
+            "expiry_time",
+            existing_type=sa.BigInteger(),
+            type_=sa.String(20),
+            postgresql_using="expiry_time::varchar(20)",
+        )
+
+
+def batches(connection: sa.Connection) -> Iterator[Sequence[str]]:
+    """The ids of all rows, in batches, numbers in the order in which the SDK counts them."""
+    order = (sa.func.length(rows.c.id), rows.c.id)
+    ids = connection.scalars(sa.select(rows.c.id).order_by(*order)).all()
+    for start in range(0, len(ids), BATCH):
+        yield ids[start : start + BATCH]
+
+
+def select(*names: str) -> sa.Select[tuple[object, ...]]:
+    return sa.select(*(rows.c[name] for name in names))
+
+
+def records(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Iterator[TokenRecord]:
+    for row in connection.execute(select("id", *VALUES).where(condition)).mappings():
+        values = dict(row)
+        values["expiry_time"] = parse_expiry(values["expiry_time"])
+        yield TokenRecord(**values)
+
+
+def row_values(record: TokenRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in VALUES} | digests_of(record)
+
+
+def columns_present() -> set[str]:
+    if context.is_offline_mode():
+        return set()
+    return {column["name"] for column in sa.inspect(op.get_bind()).get_columns(TABLE)}
+
+
+def indexes_present() -> set[str | None]:
+    return {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(TABLE)}

@@ -1,0 +1,479 @@
+"""Operations on stored tokens, inside the caller's own transaction.
+
+`SyncTokenRepository` is the one implementation; `TokenRepository` runs it inside an async session.
+Neither ever commits or rolls back: whoever owns the transaction does.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, wraps
+from time import time
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    NamedTuple,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
+from uuid import uuid4
+
+from sqlalchemy import exc
+from sqlalchemy.orm import Session
+
+from zoho_orm_store.dialects import failure_of
+from zoho_orm_store.digests import (
+    DIGEST_COLUMNS,
+    digest,
+    digests_met,
+    digests_of,
+    identity_digest,
+)
+from zoho_orm_store.errors import DatabaseError
+from zoho_orm_store.matching import (
+    Rung,
+    check_credentials,
+    hits,
+    identity_of,
+    is_absorbed,
+    rungs_to_find,
+    rungs_to_save,
+    update_of,
+)
+from zoho_orm_store.models import StoredToken
+from zoho_orm_store.record import TokenRecord, storable, utc_now
+from zoho_orm_store.statements import RECORD_COLUMNS, statements_for
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import Connection, CursorResult, Executable, Select, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+    from zoho_orm_store.models import StoredTokenMixin
+    from zoho_orm_store.statements import Statements
+
+__all__ = ["SyncTokenRepository", "TokenRepository"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Records: TypeAlias = list[TokenRecord]
+
+_PAGE = 1000
+
+
+class Filters(NamedTuple):
+    """Which tokens a listing is about. Unknown: all of them."""
+
+    user_name: str | None
+    client_id: str | None
+    expired: bool | None
+
+    @property
+    def shape(self) -> tuple[bool, bool, bool | None]:
+        """What the listing's SQL depends on."""
+        return (self.user_name is not None, self.client_id is not None, self.expired)
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The parameters of the listing's SQL."""
+        parameters: dict[str, object] = {}
+        if self.user_name is not None:
+            parameters["user_digest"] = digest("user_name", self.user_name)
+        if self.client_id is not None:
+            parameters["client_digest"] = digest("client_id", self.client_id)
+        if self.expired is not None:
+            parameters["now"] = int(time() * 1000)
+        return parameters
+
+
+def _operation(
+    method: Callable[Concatenate[SyncTokenRepository, P], T],
+) -> Callable[Concatenate[SyncTokenRepository, P], T]:
+    """Make a method raise this package's errors, with no other error behind them (rule G3)."""
+
+    @wraps(method)
+    def operation(self: SyncTokenRepository, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._flush()
+        try:
+            return method(self, *args, **kwargs)
+        except exc.SQLAlchemyError as error:
+            failure = failure_of(error)
+        raise failure
+
+    return operation
+
+
+class SyncTokenRepository:
+    """Stored tokens, through a session or a connection of the caller's.
+
+    Every method works inside the transaction that the session or connection is in, or begins one
+    as SQLAlchemy does, and leaves committing to the caller. A `DatabaseError` that is
+    ``retryable`` asks the caller to roll back and to run the whole transaction again.
+
+    Args:
+        session: A ``Session``, or a ``Connection``, which is twice as fast for a lookup.
+        model: The model whose table holds the tokens.
+    """
+
+    def __init__(
+        self, session: Session | Connection, *, model: type[StoredTokenMixin] = StoredToken
+    ) -> None:
+        self._session = session
+        self._model = model
+
+    @_operation
+    def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
+        """Find the token with an id (rule B1).
+
+        Args:
+            id: The id, compared byte for byte.
+
+        Returns:
+            The stored token, or ``None`` where there is none.
+        """
+        if not storable("id", id):
+            return None
+        return self._one(self._statements.by_id, {"row_id": id})
+
+    @_operation
+    def find(self, asked: TokenRecord) -> TokenRecord | None:
+        """Find the stored token that another token means (rules B1 to B9).
+
+        Args:
+            asked: What is known of the token. With an id, the id alone decides.
+
+        Returns:
+            The stored token as it is, or ``None``. `zoho_orm_store.matching.filled` combines
+            the two as ``find_token`` does.
+        """
+        return self._match(asked, rungs_to_find(asked))
+
+    @_operation
+    def save(self, asked: TokenRecord) -> TokenRecord:
+        """Save a token: into the row it means, or into a new one (rules E1 to E7).
+
+        Args:
+            asked: What is known of the token; unknown values leave what is stored.
+
+        Returns:
+            The row as it is now, with its id.
+
+        Raises:
+            InvalidTokenError: The token cannot be stored as it is, or has no credential.
+            UserMismatchError: Its id is that of another user's row.
+            DatabaseError: The database refused or lost the operation.
+        """
+        asked.check_storable()
+        if self._statements.begin_write is not None:
+            self._execute(self._statements.begin_write)
+        stored = self._lock_match(asked)
+        if stored is None:
+            new = self._insert(asked)
+            stored = self._one(self._statements.by_identity, {"identity": _identity(new)})
+            if stored is None:
+                raise _changed_meanwhile()
+            if stored.id == new.id:
+                return stored
+        saved = self._update(stored, asked)
+        self._expire_loaded()
+        return saved
+
+    @_operation
+    def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
+        """Remove the row with an id, and no other (rule F1).
+
+        Args:
+            id: The id, whatever characters it holds.
+
+        Returns:
+            Whether there was such a row.
+        """
+        if not storable("id", id):
+            return False
+        deleted = self._execute(self._statements.delete, {"row_id": id}).rowcount
+        self._expire_loaded()
+        return deleted > 0
+
+    @_operation
+    def delete_all(self) -> int:
+        """Remove every stored token in one statement (rule F2).
+
+        Returns:
+            How many there were.
+        """
+        deleted = self._execute(self._statements.delete_all).rowcount
+        self._expire_loaded()
+        return deleted
+
+    @_operation
+    def list(
+        self,
+        *,
+        user_name: str | None = None,
+        client_id: str | None = None,
+        expired: bool | None = None,
+    ) -> Records:
+        """Return stored tokens, oldest first (rule F3).
+
+        Args:
+            user_name: Only this user's.
+            client_id: Only this client's.
+            expired: Only those whose access token has ended, or only the others.
+        """
+        wanted = Filters(user_name, client_id, expired)
+        rows = self._execute(self._statements.listing(*wanted.shape), wanted.parameters)
+        return [TokenRecord(*row) for row in rows]
+
+    def stream(
+        self,
+        *,
+        user_name: str | None = None,
+        client_id: str | None = None,
+        expired: bool | None = None,
+    ) -> Iterator[TokenRecord]:
+        """Yield stored tokens in the order of their ids, without holding them all in memory.
+
+        The filters are those of `list`.
+        """
+        wanted = Filters(user_name, client_id, expired)
+        after: str | None = ""
+        while page := self.page(after, wanted):
+            yield from page
+            after = page[-1].id
+
+    @_operation
+    def page(self, after: str | None, wanted: Filters) -> Records:
+        """Return the next stored tokens in the order of their ids; what `stream` is made of.
+
+        Args:
+            after: The id of the last token that was returned; at first ``""``.
+            wanted: Which ones.
+        """
+        rows = self._execute(
+            self._statements.listing(*wanted.shape, page=True),
+            wanted.parameters | {"after": after, "limit": _PAGE},
+        )
+        return [TokenRecord(*row) for row in rows]
+
+    @_operation
+    def count(
+        self,
+        *,
+        user_name: str | None = None,
+        client_id: str | None = None,
+        expired: bool | None = None,
+    ) -> int:
+        """Count stored tokens. The filters are those of `list`."""
+        wanted = Filters(user_name, client_id, expired)
+        result = self._execute(self._statements.count(*wanted.shape), wanted.parameters)
+        return int(result.scalar_one())
+
+    def _match(self, asked: TokenRecord, rungs: Sequence[Rung]) -> TokenRecord | None:
+        for rung in rungs:
+            stored = self._hit(rung, asked)
+            # Digests that some other tool left stale must not hand out the wrong token.
+            if stored is not None and hits(rung, asked, stored):
+                return stored
+        return None
+
+    def _hit(self, rung: Rung, asked: TokenRecord) -> TokenRecord | None:
+        if rung is Rung.ID:
+            return self.get(asked.id or "")
+        statement = self._statements.by_rung(
+            rung, user=asked.user_name is not None, client=asked.client_id is not None
+        )
+        parameters: dict[str, object] = {
+            column: digest(field, value)
+            for field, column in DIGEST_COLUMNS.items()
+            if (value := getattr(asked, field)) is not None
+        }
+        if rung is Rung.IDENTITY:
+            parameters["identities"] = digests_met(asked)
+        return self._one(statement, parameters)
+
+    def _lock_match(self, asked: TokenRecord) -> TokenRecord | None:
+        """The row that a save is to update, locked until the transaction ends."""
+        rungs = rungs_to_save(asked)
+        stored = self._match(asked, rungs)
+        if stored is None or self._statements.begin_write is not None:
+            return stored
+        locked = self._one(self._statements.lock, {"row_id": stored.id})
+        if locked is None or not any(hits(rung, asked, locked) for rung in rungs):
+            raise _changed_meanwhile()
+        return locked
+
+    def _insert(self, asked: TokenRecord) -> TokenRecord:
+        """Insert the asked token as a row of its own, unless one of its identity is there."""
+        check_credentials(asked)
+        now = utc_now()
+        new = replace(asked, id=asked.id or uuid4().hex, created_at=now, updated_at=now)
+        statement, values = self._statements.insert_unless_present, _values(new)
+        if not self._statements.insert_may_raise:
+            self._execute(statement, values)
+        else:
+            with suppress(exc.IntegrityError), self._connection().begin_nested():
+                self._execute(statement, values)
+        return new
+
+    def _update(self, stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
+        """Write what the asked token knows into its locked row (rules E1, E4, E5)."""
+        saved, removed = update_of(stored, asked, self._find_absorbed)
+        for id_ in removed:
+            self._execute(self._statements.delete, {"row_id": id_})
+        saved = replace(saved, updated_at=utc_now())
+        updated = self._execute(self._statements.update, _values(saved) | {"row_id": saved.id})
+        if updated.rowcount == 0:
+            raise _changed_meanwhile()
+        return saved
+
+    def _find_absorbed(self, saved: TokenRecord) -> Records:
+        parameters = digests_of(saved) | {"row_id": saved.id}
+        found = self._execute(self._statements.absorbed, parameters)
+        return [
+            record for record in (TokenRecord(*row) for row in found) if is_absorbed(record, saved)
+        ]
+
+    def _one(self, statement: Select[Any], parameters: dict[str, object]) -> TokenRecord | None:
+        row = self._execute(statement, parameters).first()
+        return None if row is None else TokenRecord(*row)
+
+    def _execute(
+        self, statement: Executable, parameters: Mapping[str, object] | None = None
+    ) -> CursorResult[Any]:
+        return self._connection().execute(statement, parameters)
+
+    def _flush(self) -> None:
+        """Write first what the application's session holds back, as its own queries do."""
+        if isinstance(self._session, Session) and self._session.autoflush:
+            self._session.flush()
+
+    def _connection(self) -> Connection:
+        if isinstance(self._session, Session):
+            return self._session.connection(bind_arguments={"mapper": self._model})
+        return self._session
+
+    @cached_property
+    def _statements(self) -> Statements:
+        table = cast("Table", self._model.__table__)
+        return statements_for(table, self._connection().dialect.name)
+
+    def _expire_loaded(self) -> None:
+        """Let the session load anew what it holds of the table, which changed beneath it."""
+        if isinstance(self._session, Session):
+            for loaded in self._session.identity_map.values():
+                if isinstance(loaded, self._model):
+                    self._session.expire(loaded)
+
+
+class TokenRepository:
+    """Stored tokens, through an async session or an async connection of the caller's.
+
+    The methods are those of `SyncTokenRepository`, to be awaited, and work inside the caller's
+    transaction in the same way.
+
+    Args:
+        session: An ``AsyncSession`` or an ``AsyncConnection``.
+        model: The model whose table holds the tokens.
+    """
+
+    def __init__(
+        self,
+        session: AsyncSession | AsyncConnection,
+        *,
+        model: type[StoredTokenMixin] = StoredToken,
+    ) -> None:
+        self._session = session
+        self._model = model
+
+    async def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
+        """Find the token with an id. See `SyncTokenRepository.get`."""
+        return await self._run(SyncTokenRepository.get, id)
+
+    async def find(self, asked: TokenRecord) -> TokenRecord | None:
+        """Find the stored token that another token means. See `SyncTokenRepository.find`."""
+        return await self._run(SyncTokenRepository.find, asked)
+
+    async def save(self, asked: TokenRecord) -> TokenRecord:
+        """Save a token. See `SyncTokenRepository.save`."""
+        return await self._run(SyncTokenRepository.save, asked)
+
+    async def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
+        """Remove the row with an id. See `SyncTokenRepository.delete`."""
+        return await self._run(SyncTokenRepository.delete, id)
+
+    async def delete_all(self) -> int:
+        """Remove every stored token. See `SyncTokenRepository.delete_all`."""
+        return await self._run(SyncTokenRepository.delete_all)
+
+    async def list(
+        self,
+        *,
+        user_name: str | None = None,
+        client_id: str | None = None,
+        expired: bool | None = None,
+    ) -> Records:
+        """Return stored tokens, oldest first. See `SyncTokenRepository.list`."""
+        return await self._run(
+            SyncTokenRepository.list, user_name=user_name, client_id=client_id, expired=expired
+        )
+
+    async def stream(
+        self,
+        *,
+        user_name: str | None = None,
+        client_id: str | None = None,
+        expired: bool | None = None,
+    ) -> AsyncIterator[TokenRecord]:
+        """Yield stored tokens in the order of their ids. See `SyncTokenRepository.stream`."""
+        wanted = Filters(user_name, client_id, expired)
+        after: str | None = ""
+        while page := await self._run(SyncTokenRepository.page, after, wanted):
+            for record in page:
+                yield record
+            after = page[-1].id
+
+    async def count(
+        self,
+        *,
+        user_name: str | None = None,
+        client_id: str | None = None,
+        expired: bool | None = None,
+    ) -> int:
+        """Count stored tokens. See `SyncTokenRepository.count`."""
+        return await self._run(
+            SyncTokenRepository.count, user_name=user_name, client_id=client_id, expired=expired
+        )
+
+    async def _run(
+        self,
+        operation: Callable[Concatenate[SyncTokenRepository, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        def run(session: Session | Connection) -> T:
+            return operation(SyncTokenRepository(session, model=self._model), *args, **kwargs)
+
+        return await self._session.run_sync(run)
+
+
+def _values(record: TokenRecord) -> dict[str, object]:
+    values: dict[str, object] = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    return values | digests_of(record)
+
+
+def _identity(record: TokenRecord) -> str:
+    return identity_digest(identity_of(record))
+
+
+def _changed_meanwhile() -> DatabaseError:
+    return DatabaseError(
+        "The token's row was changed by another writer while it was being saved. "
+        "Roll the transaction back and run it again.",
+        retryable=True,
+    )

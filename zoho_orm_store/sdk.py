@@ -1,0 +1,125 @@
+"""Between the SDK's objects and ours. Nothing below the stores imports the SDK."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zoho_orm_store.errors import InvalidTokenError, MissingDependencyError
+from zoho_orm_store.record import TokenRecord, parse_expiry
+
+try:
+    from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
+    from zohocrmsdk.src.com.zoho.api.authenticator.store.token_store import TokenStore
+    from zohocrmsdk.src.com.zoho.crm.api.exception.sdk_exception import SDKException
+    from zohocrmsdk.src.com.zoho.crm.api.user_signature import UserSignature
+    from zohocrmsdk.src.com.zoho.crm.api.util.constants import Constants
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "zohocrmsdk":
+        raise
+    raise MissingDependencyError("zohocrmsdk8-0", "sdk") from None
+
+if TYPE_CHECKING:
+    from zoho_orm_store.errors import ZohoOrmStoreError
+
+__all__ = [
+    "OAuthToken",
+    "SDKException",
+    "TokenStore",
+    "fill",
+    "missing_id",
+    "record_of",
+    "store_exception",
+    "token_of",
+]
+
+
+def record_of(token: object) -> TokenRecord:
+    """What an SDK token knows.
+
+    Raises:
+        InvalidTokenError: It is no ``OAuthToken`` (rule C4), or its expiry is no
+            integer (A3), or another value is no string.
+    """
+    if not isinstance(token, OAuthToken):
+        raise InvalidTokenError(
+            f"The token must be an OAuthToken of the Zoho SDK, not {type(token).__name__}."
+        )
+    signature = token.get_user_signature()
+    record = TokenRecord(
+        id=token.get_id(),
+        user_name=None if signature is None else signature.get_name(),
+        client_id=token.get_client_id(),
+        client_secret=token.get_client_secret(),
+        refresh_token=token.get_refresh_token(),
+        access_token=token.get_access_token(),
+        grant_token=token.get_grant_token(),
+        expiry_time=parse_expiry(token.get_expires_in()),
+        redirect_url=token.get_redirect_url(),
+        api_domain=token.get_api_domain(),
+    )
+    record.check_types()
+    return record
+
+
+def token_of(record: TokenRecord) -> OAuthToken:
+    """A new SDK token with everything that a stored one knows (rule D1)."""
+    token = OAuthToken(
+        client_id=record.client_id,
+        client_secret=record.client_secret,
+        grant_token=record.grant_token,
+        refresh_token=record.refresh_token,
+        redirect_url=record.redirect_url,
+        id=record.id,
+        access_token=record.access_token,
+        user_signature=None if record.user_name is None else UserSignature(record.user_name),
+        api_domain=record.api_domain,
+    )
+    if record.expiry_time is not None:
+        token.set_expires_in(str(record.expiry_time))
+    return token
+
+
+def fill(token: OAuthToken, asked: TokenRecord, found: TokenRecord) -> None:
+    """Set on an SDK token what a find has changed (rules C1, C2).
+
+    Args:
+        token: The token asked with.
+        asked: What it knew.
+        found: What it is to know; see `zoho_orm_store.matching.filled`.
+    """
+    if found.user_name != asked.user_name:
+        token.set_user_signature(UserSignature(found.user_name))
+    if found.expiry_time != asked.expiry_time:
+        expiry = None if found.expiry_time is None else str(found.expiry_time)
+        token.set_expires_in(expiry)
+    for name, set_value in (
+        ("id", token.set_id),
+        ("client_id", token.set_client_id),
+        ("client_secret", token.set_client_secret),
+        ("refresh_token", token.set_refresh_token),
+        ("access_token", token.set_access_token),
+        ("grant_token", token.set_grant_token),
+        ("redirect_url", token.set_redirect_url),
+        ("api_domain", token.set_api_domain),
+    ):
+        value = getattr(found, name)
+        if value != getattr(asked, name):
+            set_value(value)
+
+
+def store_exception(store: str, operation: str, cause: ZohoOrmStoreError) -> SDKException:
+    """What a store raises: the SDK's exception, with our error as its cause (rule G1).
+
+    Args:
+        store: The store's class.
+        operation: The ``TokenStore`` method that failed.
+        cause: Why.
+    """
+    return SDKException(
+        Constants.TOKEN_STORE, f"Exception in {operation} - {store} : ", cause=cause
+    )
+
+
+def missing_id() -> SDKException:
+    """What the SDK's own stores raise for an id that they do not have (rule D2)."""
+    return SDKException(Constants.TOKEN_STORE, Constants.GET_TOKEN_BY_ID_DB_ERROR)

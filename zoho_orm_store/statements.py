@@ -1,0 +1,286 @@
+"""Every SQL statement, built once per table and dialect.
+
+The only place where dialects' SQL differs: how a row is inserted unless it exists, and how rows
+are locked. Parameters of a token's columns carry the columns' names.
+"""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BINARY,
+    Delete,
+    Select,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from zoho_orm_store.digests import DIGEST_COLUMNS
+from zoho_orm_store.matching import Rung
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Insert, Table, TextClause, Update
+
+__all__ = [
+    "RECORD_COLUMNS",
+    "Statements",
+    "begin_immediate",
+    "limit_waiting",
+    "lock_schema",
+    "statements_for",
+    "unlock_schema",
+]
+
+RECORD_COLUMNS = (
+    "id",
+    "user_name",
+    "client_id",
+    "client_secret",
+    "refresh_token",
+    "access_token",
+    "grant_token",
+    "expiry_time",
+    "redirect_url",
+    "api_domain",
+    "created_at",
+    "updated_at",
+)
+"""The columns of a `TokenRecord`, in the order of its fields."""
+
+_MYSQL_FAMILY = ("mysql", "mariadb")
+_SCHEMA_LOCK = 0x5A6F686F
+
+
+def begin_immediate() -> TextClause:
+    """Begin a SQLite transaction with the write lock, so that schema changes are part of it."""
+    return text("BEGIN IMMEDIATE")
+
+
+def limit_waiting(dialect: str, seconds: float) -> Select[Any] | None:
+    """Bound the wait for another transaction's lock, for the rest of the transaction.
+
+    Args:
+        dialect: SQLAlchemy's name of the dialect.
+        seconds: The longest wait.
+    """
+    if dialect != "postgresql":
+        return None
+    return select(func.set_config("lock_timeout", f"{max(1, round(seconds * 1000))}ms", True))
+
+
+def lock_schema(dialect: str) -> Select[Any] | None:
+    """Wait until no other process changes the schema; PostgreSQL's lock ends by itself."""
+    if dialect == "postgresql":
+        return select(func.pg_advisory_xact_lock(_SCHEMA_LOCK))
+    if dialect in _MYSQL_FAMILY:
+        return select(func.get_lock(f"zoho_orm_store_{_SCHEMA_LOCK}", 600))
+    return None
+
+
+def unlock_schema(dialect: str) -> Select[Any] | None:
+    """Give back what `lock_schema` took, where the end of the transaction does not."""
+    if dialect in _MYSQL_FAMILY:
+        return select(func.release_lock(f"zoho_orm_store_{_SCHEMA_LOCK}"))
+    return None
+
+
+@cache
+def statements_for(table: Table, dialect: str) -> Statements:
+    """The statements for a table of stored tokens, in a dialect's SQL.
+
+    Args:
+        table: The table of a model made with `StoredTokenMixin`.
+        dialect: SQLAlchemy's name of the dialect.
+    """
+    return Statements(table, dialect)
+
+
+class Statements:
+    """The SQL for each operation on a table of stored tokens."""
+
+    def __init__(self, table: Table, dialect: str) -> None:
+        self.table = table
+        self.dialect = dialect
+
+    @cached_property
+    def rows(self) -> Select[Any]:
+        """Every row."""
+        return select(*(self.table.c[name] for name in RECORD_COLUMNS))
+
+    @cached_property
+    def by_id(self) -> Select[Any]:
+        """The row whose id is ``row_id``."""
+        return self.rows.where(self._has_id("row_id"))
+
+    @cached_property
+    def by_identity(self) -> Select[Any]:
+        """The row with the identity digest ``identity``, locked."""
+        return self.rows.where(self.table.c.identity == bindparam("identity")).with_for_update()
+
+    @cached_property
+    def lock(self) -> Select[Any]:
+        """The row whose id is ``row_id``, locked until the transaction ends."""
+        return self.by_id.with_for_update()
+
+    @cache  # noqa: B019 - statements live as long as their table
+    def by_rung(self, rung: Rung, *, user: bool, client: bool) -> Select[Any]:
+        """The row that a rung hits, the best first, then the one saved last (rules B2 to B7).
+
+        Parameters are named after the digest columns; ``identities`` is a list.
+
+        Args:
+            rung: Any but `Rung.ID`.
+            user: Whether the asked token knows its user.
+            client: Whether the asked token knows its client.
+        """
+        columns = self.table.c
+        if rung is Rung.IDENTITY:
+            met: ColumnElement[bool] = columns.identity.in_(bindparam("identities", expanding=True))
+        else:
+            met = self._equals(DIGEST_COLUMNS[rung.value])
+        conditions = [met]
+        if user and rung is not Rung.USER:
+            conditions.append(self._agrees("user_digest"))
+        order: list[ColumnElement[Any]] = [columns.updated_at.desc(), columns.id.desc()]
+        if client:
+            conditions.append(self._agrees("client_digest"))
+            if rung in (Rung.USER, Rung.IDENTITY):
+                order.insert(0, case((columns.client_digest.is_(None), 1), else_=0))
+        return self.rows.where(and_(*conditions)).order_by(*order).limit(1)
+
+    @cached_property
+    def absorbed(self) -> Select[Any]:
+        """The rows that turn out to be the row that is being saved, locked (rule E4).
+
+        Those with the same identity, and those without a user that hold the same refresh token,
+        but for the row ``row_id`` itself.
+        """
+        columns = self.table.c
+        holds_the_refresh_token = and_(
+            self._equals("refresh_digest"),
+            columns.user_digest.is_(None),
+            or_(columns.client_digest.is_(None), self._equals("client_digest")),
+        )
+        return (
+            self.rows.where(
+                ~self._has_id("row_id"),
+                or_(self._equals("identity"), holds_the_refresh_token),
+            )
+            .order_by(columns.updated_at, columns.id)
+            .with_for_update()
+        )
+
+    def _equals(self, column: str) -> ColumnElement[bool]:
+        return self.table.c[column] == bindparam(column)
+
+    def _agrees(self, digest_column: str) -> ColumnElement[bool]:
+        return or_(self.table.c[digest_column].is_(None), self._equals(digest_column))
+
+    @cached_property
+    def begin_write(self) -> Delete | None:
+        """What makes SQLite take the write lock before anything is read.
+
+        A transaction that reads first and writes then fails at once, however long the busy
+        timeout, when another one has written in between. A deletion of nothing takes the lock in
+        every transaction mode of the driver.
+        """
+        return delete(self.table).where(false()) if self.dialect == "sqlite" else None
+
+    @cached_property
+    def insert_unless_present(self) -> Insert:
+        """Insert a row, or do nothing where its id or its identity exists (rule E7).
+
+        Waits for a concurrent transaction that inserts the same. A dialect without such a
+        statement raises an ``IntegrityError`` instead (`insert_may_raise`).
+        """
+        if self.dialect == "postgresql":
+            return postgresql.insert(self.table).on_conflict_do_nothing()
+        if self.dialect == "sqlite":
+            return sqlite.insert(self.table).on_conflict_do_nothing()
+        if self.dialect in _MYSQL_FAMILY:
+            # Not IGNORE, which would also turn errors into truncated values.
+            return mysql.insert(self.table).on_duplicate_key_update(id=self.table.c.id)
+        return insert(self.table)
+
+    @property
+    def insert_may_raise(self) -> bool:
+        """Whether `insert_unless_present` raises where a row is present, in this dialect."""
+        return self.dialect not in ("postgresql", "sqlite", *_MYSQL_FAMILY)
+
+    @cached_property
+    def update(self) -> Update:
+        """Write the given columns of the row whose id is ``row_id``."""
+        return update(self.table).where(self._has_id("row_id"))
+
+    @cached_property
+    def delete(self) -> Delete:
+        """Remove the row whose id is ``row_id``."""
+        return delete(self.table).where(self._has_id("row_id"))
+
+    @cached_property
+    def delete_all(self) -> Delete:
+        """Remove every row."""
+        return delete(self.table)
+
+    def _has_id(self, parameter: str) -> ColumnElement[bool]:
+        """That a row's id is the parameter, byte for byte.
+
+        On MySQL and MariaDB an id column with a padding or case-blind collation, such as one
+        that a project's own migration made, takes more for equal (rule A2).
+        """
+        column, value = self.table.c.id, bindparam(parameter, type_=self.table.c.id.type)
+        if self.dialect in _MYSQL_FAMILY:
+            return and_(column == value, cast(column, BINARY) == cast(value, BINARY))
+        return column == value
+
+    @cache  # noqa: B019 - statements live as long as their table
+    def listing(
+        self, user: bool, client: bool, expired: bool | None, *, page: bool = False
+    ) -> Select[Any]:
+        """The rows of a user or a client, or those whose access token has ended by ``now``.
+
+        Args:
+            user: Only those of ``user_digest``.
+            client: Only those of ``client_digest``.
+            expired: Only the ended ones, only the others, or both.
+            page: In the order of ids, those after ``after`` and at most ``limit``. Otherwise all
+                of them, oldest first (rule F3).
+        """
+        columns = self.table.c
+        listed = self.rows.where(*self._filters(user, client, expired))
+        if page:
+            after = columns.id > bindparam("after")
+            return listed.where(after).order_by(columns.id).limit(bindparam("limit"))
+        return listed.order_by(columns.created_at, columns.id)
+
+    @cache  # noqa: B019 - statements live as long as their table
+    def count(self, user: bool, client: bool, expired: bool | None) -> Select[Any]:
+        """How many rows `listing` has."""
+        filters = self._filters(user, client, expired)
+        return select(func.count()).select_from(self.table).where(*filters)
+
+    def _filters(self, user: bool, client: bool, expired: bool | None) -> list[ColumnElement[bool]]:
+        conditions = []
+        if user:
+            conditions.append(self._equals("user_digest"))
+        if client:
+            conditions.append(self._equals("client_digest"))
+        ended = self.table.c.expiry_time <= bindparam("now")
+        if expired is True:
+            conditions.append(ended)
+        elif expired is False:
+            conditions.append(or_(self.table.c.expiry_time.is_(None), ~ended))
+        return conditions

@@ -1,0 +1,142 @@
+"""The store that the SDK is given."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import URL
+
+from zoho_orm_store.adapter import TokenStoreAdapter
+from zoho_orm_store.binding import bind_to
+from zoho_orm_store.errors import ConfigurationError, SchemaError
+from zoho_orm_store.forks import tell_forked_children
+from zoho_orm_store.models import StoredToken
+from zoho_orm_store.repository import SyncTokenRepository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from zoho_orm_store.adapter import MissingId, StoredTokens
+    from zoho_orm_store.binding import Bind
+    from zoho_orm_store.models import StoredTokenMixin
+
+__all__ = ["SQLAlchemyTokenStore"]
+
+T = TypeVar("T")
+
+
+class SQLAlchemyTokenStore(TokenStoreAdapter):
+    """A `TokenStore` in a SQLAlchemy database, to be passed to ``Initializer.initialize``.
+
+    Making one opens no connection and starts no thread. It may be used from any number of threads
+    at once, inside a running event loop, and in forked children (rule H1). Every call is a
+    transaction of its own, and is run again after a deadlock, a serialization failure, a busy
+    SQLite file or a dropped connection.
+
+    Args:
+        bind: The database. For a URL, such as ``"sqlite:///zohooauth.db"``, the store makes an
+            engine and disposes of it. An ``Engine`` is used as it is and never disposed of. An
+            ``AsyncEngine`` is copied, pool and all, for the store's own event loop.
+        model: The model whose table holds the tokens.
+        create_schema: Whether to run the migrations on first use; ``None`` does for a SQLite URL
+            and for nothing else.
+        missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
+            ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+        timeout: Seconds that one call may take in all, retries included.
+
+    Raises:
+        ConfigurationError: An argument cannot be used; the message says why.
+        MissingDependencyError: The driver of the URL is not installed.
+    """
+
+    def __init__(
+        self,
+        bind: Bind,
+        *,
+        model: type[StoredTokenMixin] = StoredToken,
+        create_schema: bool | None = None,
+        missing_id: MissingId = "none",
+        timeout: float = 30.0,
+    ) -> None:
+        super().__init__(missing_id)
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
+        self._binding = bind_to(bind, timeout=timeout)
+        self._model = model
+        self._create_schema = self._resolve(create_schema, bind)
+        self._schema_is_due = self._create_schema
+        self._schema_lock = Lock()
+        tell_forked_children(self)
+
+    def __repr__(self) -> str:
+        url = self._binding.url.render_as_string(hide_password=True)
+        return f"SQLAlchemyTokenStore({url!r})"
+
+    def close(self) -> None:
+        """Give every connection and thread back (rule H2).
+
+        An engine that was passed in is left as it is (rule H3). The store cannot be used again.
+        """
+        self._binding.close()
+
+    def forked(self) -> None:
+        """Start anew in a forked child, where an in-memory database is another, empty one."""
+        self._schema_lock = Lock()
+        self._schema_is_due = self._create_schema
+
+    def _read(self, operation: Callable[[StoredTokens], T]) -> T:
+        return self._run(self._binding.read, operation)
+
+    def _write(self, operation: Callable[[StoredTokens], T]) -> T:
+        return self._run(self._binding.write, operation)
+
+    def _run(
+        self,
+        transact: Callable[[Callable[[Connection], T]], T],
+        operation: Callable[[StoredTokens], T],
+    ) -> T:
+        if self._schema_is_due:
+            self._make_schema()
+        try:
+            return transact(lambda connection: operation(self._tokens(connection)))
+        except SchemaError as error:
+            failure = error
+        raise self._explained(failure)
+
+    def _tokens(self, connection: Connection) -> SyncTokenRepository:
+        return SyncTokenRepository(connection, model=self._model)
+
+    def _resolve(self, create_schema: bool | None, bind: Bind) -> bool:
+        own_model = self._model is not StoredToken
+        if create_schema and own_model:
+            raise ConfigurationError(
+                "create_schema=True makes the table 'oauthtoken', not that of your own model. "
+                "Make yours with your project's migrations and leave create_schema out."
+            )
+        if create_schema is None:
+            is_url = isinstance(bind, str | URL)
+            return is_url and not own_model and self._binding.dialect_name == "sqlite"
+        return create_schema
+
+    def _make_schema(self) -> None:
+        from zoho_orm_store import provision
+
+        with self._schema_lock:
+            if self._schema_is_due:
+                if self._binding.read(provision.current) != provision.head():
+                    self._binding.write(provision.upgrade)
+                self._schema_is_due = False
+
+    def _explained(self, error: SchemaError) -> SchemaError:
+        """The schema's error with what is found, what is needed, and the command (rule G2)."""
+        if self._model is not StoredToken:
+            return SchemaError(
+                f"{error} Run your project's migrations: "
+                f"the table {self._model.__tablename__!r} is missing or behind its model."
+            )
+        from zoho_orm_store import provision
+
+        return SchemaError(f"{self._binding.read(provision.describe)} {error}")
