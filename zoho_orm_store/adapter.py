@@ -151,6 +151,7 @@ class TokenStoreAdapter(TokenStore):
             raise missing_id()
         return None
 
+    @_for_the_sdk
     def save_token(self, token: OAuthToken) -> None:
         """Save a token: into the row that it means, or into a new one (rules E1 to E8).
 
@@ -165,14 +166,10 @@ class TokenStoreAdapter(TokenStore):
                 logged at ERROR on the logger ``zoho_orm_store``.
         """
         try:
-            self._save_token(token)
-        except Exception as error:
-            logger.error("A token was not saved. %s", error)
+            saved = self._write(methodcaller("save", record_of(token)))
+        except ZohoOrmStoreError as error:
+            logger.error("A token was not saved: %s", error)
             raise
-
-    @_for_the_sdk
-    def _save_token(self, token: OAuthToken) -> None:
-        saved = self._write(methodcaller("save", record_of(token)))
         token.set_id(saved.id)
 
     @_for_the_sdk

@@ -25,6 +25,7 @@ __all__ = [
     "OAuthToken",
     "SDKException",
     "TokenStore",
+    "UserSignature",
     "fill",
     "missing_id",
     "record_of",

@@ -1,0 +1,341 @@
+"""Databases, stores and tokens for the tests.
+
+The server tests use PostgreSQL and MariaDB over real connections, each run in a database of its
+own. Where a server is not reachable, its tests are left out and the summary says so; with
+ZOHO_ORM_STORE_REQUIRE_SERVERS=1 that is an error instead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool, Pool
+
+from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore, provision
+from zoho_orm_store.sdk import OAuthToken, UserSignature, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import URL
+
+REQUIRE_SERVERS = os.environ.get("ZOHO_ORM_STORE_REQUIRE_SERVERS") == "1"
+
+SERVERS = {
+    "postgresql": make_url(
+        os.environ.get(
+            "ZOHO_ORM_STORE_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
+        )
+    ),
+    "mariadb": make_url(
+        os.environ.get("ZOHO_ORM_STORE_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
+    ),
+}
+
+DATABASES = ("sqlite", *SERVERS)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to a store: a database, a driver, and whether the store gets a URL or an engine."""
+
+    database: str
+    driver: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.driver}-{self.kind}"
+
+
+ROUTES = (
+    Route("memory", "list", "store"),
+    Route("sqlite-memory", "sqlite+pysqlite", "url"),
+    Route("sqlite-memory", "sqlite+aiosqlite", "url"),
+    *(
+        Route(database, driver, kind)
+        for database, driver, kinds in (
+            ("sqlite", "sqlite+pysqlite", ("url", "engine")),
+            ("sqlite", "sqlite+aiosqlite", ("url", "async_engine")),
+            ("postgresql", "postgresql+psycopg", ("url", "engine", "async_engine")),
+            ("postgresql", "postgresql+psycopg_async", ("url",)),
+            ("postgresql", "postgresql+asyncpg", ("url", "async_engine")),
+            ("mariadb", "mysql+pymysql", ("url", "engine")),
+            ("mariadb", "mysql+asyncmy", ("url", "async_engine")),
+            ("mariadb", "mysql+aiomysql", ("url", "async_engine")),
+        )
+        for kind in kinds
+    ),
+)
+
+
+def _why_unreachable(url: URL) -> str | None:
+    engine = create_engine(url, connect_args={"connect_timeout": 3})
+    try:
+        with engine.connect():
+            return None
+    except Exception as error:  # noqa: BLE001 - whatever the driver raises
+        return str(getattr(error, "orig", error)).strip().split("\n")[0]
+    finally:
+        engine.dispose()
+
+
+UNREACHABLE = {
+    name: reason for name, url in SERVERS.items() if (reason := _why_unreachable(url)) is not None
+}
+_left_out: dict[str, int] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if UNREACHABLE and REQUIRE_SERVERS:
+        raise pytest.UsageError(
+            f"The servers are required, but these are not reachable: {UNREACHABLE}"
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = []
+    for item in items:
+        server = _server_of(item)
+        if server in UNREACHABLE:
+            _left_out[server] = _left_out.get(server, 0) + 1
+        else:
+            kept.append(item)
+    items[:] = kept
+
+
+def _server_of(item: pytest.Item) -> str | None:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    for value in parameters:
+        name = value.database if isinstance(value, Route) else value
+        if isinstance(name, str) and name in SERVERS:
+            return name
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for server, count in _left_out.items():
+        url = SERVERS[server].render_as_string(hide_password=True)
+        terminalreporter.write_line(
+            f"NOT RUN: {count} tests on {server}, because {url} is not reachable "
+            f"({UNREACHABLE[server]}). Set ZOHO_ORM_STORE_TEST_{server.upper()} to another URL.",
+            yellow=True,
+            bold=True,
+        )
+
+
+@contextmanager
+def fresh_database(name: str, directory: Path) -> Iterator[URL]:
+    """A new, empty database, dropped afterwards; its URL names the synchronous driver."""
+    label = f"zos_{os.getpid()}_{time.time_ns() % 10**9}"
+    if name == "sqlite":
+        yield make_url(f"sqlite:///{directory / label}.db")
+        return
+    administrator = create_engine(SERVERS[name], isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {label}"))
+    try:
+        yield SERVERS[name].set(database=label)
+    finally:
+        force = " WITH (FORCE)" if name == "postgresql" else ""
+        with administrator.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {label}{force}"))
+        administrator.dispose()
+
+
+@pytest.fixture(scope="session")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], URL]]:
+    """One database with our tables per kind of server, shared by the tests of a run."""
+    from contextlib import ExitStack
+
+    urls: dict[str, URL] = {}
+    with ExitStack() as stack:
+
+        def url_of(name: str) -> URL:
+            if name not in urls:
+                directory = tmp_path_factory.mktemp(name)
+                urls[name] = stack.enter_context(fresh_database(name, directory))
+                provision.upgrade(urls[name])
+            return urls[name]
+
+        yield url_of
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest, provisioned: Callable[[str], URL]) -> URL:
+    """The URL of a database with our tables, empty, of each kind in turn."""
+    url = provisioned(request.param)
+    empty(url)
+    return url
+
+
+@pytest.fixture(params=DATABASES)
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    """The URL of a database without any table, of each kind in turn."""
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
+
+
+def empty(url: URL) -> None:
+    with _engine_behind_the_back(url).begin() as connection:
+        connection.execute(text("DELETE FROM oauthtoken"))
+
+
+@cache
+def _engine_behind_the_back(url: URL) -> Engine:
+    return create_engine(url, poolclass=NullPool)
+
+
+@pytest.fixture
+def query(database: URL) -> Callable[..., list[tuple[object, ...]]]:
+    """Run SQL on the database behind the store's back."""
+    engine = _engine_behind_the_back(database)
+
+    def run(sql: str, **parameters: object) -> list[tuple[object, ...]]:
+        with engine.begin() as connection:
+            result = connection.execute(text(sql), parameters)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    return run
+
+
+@contextmanager
+def open_store(route: Route, url: URL | None, **options: object) -> Iterator[object]:
+    """A store on one of the routes, and afterwards the check that it left nothing behind."""
+    threads_before = set(threading.enumerate())
+    engine: Engine | None = None
+    if route.database == "memory":
+        store: object = MemoryTokenStore(**options)
+    elif route.database == "sqlite-memory":
+        store = SQLAlchemyTokenStore(f"{route.driver}://", **options)
+    else:
+        assert url is not None
+        target = url.set(drivername=route.driver)
+        if route.kind == "url":
+            bind: object = target
+        elif route.kind == "engine":
+            bind = engine = create_engine(target)
+        else:
+            bind = create_async_engine(target)
+        store = SQLAlchemyTokenStore(bind, **options)
+    with checkouts_counted() as checked_out, store:
+        yield store
+        assert checked_out() == 0, "a connection is still checked out"
+    if engine is not None:
+        engine.dispose()
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - threads_before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not set(threading.enumerate()) - threads_before, "a thread is left behind"
+
+
+@contextmanager
+def checkouts_counted() -> Iterator[Callable[[], int]]:
+    count = 0
+
+    def out(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    def back(*_: object) -> None:
+        nonlocal count
+        count -= 1
+
+    event.listen(Pool, "checkout", out)
+    event.listen(Pool, "checkin", back)
+    try:
+        yield lambda: count
+    finally:
+        event.remove(Pool, "checkout", out)
+        event.remove(Pool, "checkin", back)
+
+
+@contextmanager
+def statements_counted() -> Iterator[list[str]]:
+    """The statements that any engine executes meanwhile."""
+    statements: list[str] = []
+
+    def record(connection: object, cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+
+
+@pytest.fixture(params=ROUTES, ids=str)
+def route(request: pytest.FixtureRequest) -> Route:
+    """Every way to a store."""
+    return request.param
+
+
+@pytest.fixture
+def route_url(route: Route, provisioned: Callable[[str], URL]) -> URL | None:
+    if route.database not in DATABASES:
+        return None
+    url = provisioned(route.database)
+    empty(url)
+    return url
+
+
+@pytest.fixture
+def store(route: Route, route_url: URL | None) -> Iterator[object]:
+    """An empty store, on every route in turn."""
+    with open_store(route, route_url) as store:
+        yield store
+
+
+FIELDS = {
+    "client_id": "set_client_id",
+    "client_secret": "set_client_secret",
+    "refresh_token": "set_refresh_token",
+    "access_token": "set_access_token",
+    "grant_token": "set_grant_token",
+    "expires_in": "set_expires_in",
+    "redirect_url": "set_redirect_url",
+    "api_domain": "set_api_domain",
+}
+
+
+def make_token(*, id: str | None = None, user: str | None = None, **fields: object) -> OAuthToken:
+    """An SDK token that knows exactly what is given, which the SDK's constructor may refuse."""
+    token = OAuthToken(id="-")
+    token.set_id(id)
+    if user is not None:
+        token.set_user_signature(UserSignature(user))
+    for name, value in fields.items():
+        getattr(token, FIELDS[name])(value)
+    return token
+
+
+def known(token: OAuthToken | None) -> dict[str, object]:
+    """What a token knows, but for its id and times."""
+    assert token is not None
+    record = record_of(token)
+    names = ("user_name", "client_id", "client_secret", "refresh_token", "access_token")
+    names += ("grant_token", "expiry_time", "redirect_url", "api_domain")
+    return {name: value for name in names if (value := getattr(record, name)) is not None}
+
+
+FULL = {
+    "user": "ada@example.com:1",
+    "client_id": "1000.CLIENT",
+    "client_secret": "the-client-secret",
+    "refresh_token": "1000.refresh",
+    "access_token": "1000.access",
+    "expires_in": "1767225600000",
+    "redirect_url": "https://example.com/callback",
+    "api_domain": "https://www.zohoapis.com",
+}
+"""Everything that a token knows after a login, but for the spent grant code."""
