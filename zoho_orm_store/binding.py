@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from itertools import count
 from threading import RLock
 from time import monotonic, sleep
@@ -32,7 +33,7 @@ from zoho_orm_store.errors import (
     MissingDependencyError,
     StoreClosedError,
 )
-from zoho_orm_store.forks import tell_forked_children
+from zoho_orm_store.forks import Gate, tell_forked_children
 from zoho_orm_store.loop import LoopThread
 from zoho_orm_store.statements import begin_immediate, limit_waiting
 
@@ -55,34 +56,37 @@ _inherited: list[object] = []
 """Pools of a parent process. Finalizing one here would close the parent's connections."""
 
 
-def bind_to(bind: Bind, *, timeout: float | None = None) -> Binding:
+def bind_to(bind: Bind, *, timeout: float | None = None, retry_for: float | None = None) -> Binding:
     """Bind to a database, without connecting to it.
 
     Args:
         bind: A URL, for which an engine is made and owned, or an engine, which is only used.
         timeout: Seconds that one piece of work may take in all; ``None`` sets no limit.
+        retry_for: Seconds in which work is tried again; the timeout, if not given.
 
     Raises:
         ConfigurationError: The URL or the engine cannot be used; the message says why.
         MissingDependencyError: The URL's driver is not installed.
     """
     if isinstance(bind, Engine):
-        return SyncBinding(bind, timeout, owned=False)
+        return SyncBinding(bind, timeout, retry_for, owned=False)
     if isinstance(bind, AsyncEngine):
-        return AsyncBinding(_clone_async(bind), timeout)
+        return AsyncBinding(_clone_async(bind), timeout, retry_for)
     engine = _engine_for(_parse(bind), timeout)
     if isinstance(engine, AsyncEngine):
-        return AsyncBinding(engine, timeout)
-    return SyncBinding(engine, timeout, owned=True)
+        return AsyncBinding(engine, timeout, retry_for)
+    return SyncBinding(engine, timeout, retry_for, owned=True)
 
 
 class Binding(ABC):
     """Runs work on a connection, in transactions that are retried as a whole."""
 
-    def __init__(self, url: URL, timeout: float | None) -> None:
+    def __init__(self, url: URL, timeout: float | None, retry_for: float | None) -> None:
         self.url = url
         self._timeout = timeout
+        self._retry_for = timeout if retry_for is None else retry_for
         self._closed = False
+        self._gate = Gate() if self.dialect_name == "sqlite" else nullcontext()
         tell_forked_children(self)
 
     def read(self, work: Callable[[Connection], T]) -> T:
@@ -123,31 +127,33 @@ class Binding(ABC):
     def _run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
         if self._closed:
             raise StoreClosedError
-        deadline = None if self._timeout is None else monotonic() + self._timeout
-        remaining = self._timeout
+        started = monotonic()
         for attempt in count():
+            elapsed = monotonic() - started
+            remaining = None if self._timeout is None else self._timeout - elapsed
             try:
-                return self._attempt(work, remaining, writes=writes)
+                with self._gate:
+                    return self._attempt(work, remaining, writes=writes)
             except DatabaseError as error:
                 if not error.retryable:
                     raise
                 failure = error
             sleep(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)))  # noqa: S311
-            if deadline is not None:
-                remaining = deadline - monotonic()
-                if remaining <= 0:
-                    break
+            if self._retry_for is not None and monotonic() - started >= self._retry_for:
+                break
         raise DatabaseTimeoutError(
-            f"The database did not let the operation through within {self._timeout:g} seconds, "
-            f"in {attempt + 1} attempts. The last one: {failure}"
+            "The database did not let the operation through within "
+            f"{self._retry_for:g} seconds, in {attempt + 1} attempts. The last one: {failure}"
         )
 
 
 class SyncBinding(Binding):
     """A binding to a synchronous engine."""
 
-    def __init__(self, engine: Engine, timeout: float | None, *, owned: bool) -> None:
-        super().__init__(engine.url, timeout)
+    def __init__(
+        self, engine: Engine, timeout: float | None, retry_for: float | None, *, owned: bool
+    ) -> None:
+        super().__init__(engine.url, timeout, retry_for)
         self._owned = owned
         self._use(engine)
 
@@ -196,8 +202,8 @@ class SyncBinding(Binding):
 class AsyncBinding(Binding):
     """A binding to an asynchronous engine of its own, which lives on a loop thread."""
 
-    def __init__(self, engine: AsyncEngine, timeout: float | None) -> None:
-        super().__init__(engine.url, timeout)
+    def __init__(self, engine: AsyncEngine, timeout: float | None, retry_for: float | None) -> None:
+        super().__init__(engine.url, timeout, retry_for)
         self._engine = engine
         self._reading_engine = AsyncEngine(_reading(engine.sync_engine))
         self._loop_thread = LoopThread()
@@ -287,11 +293,11 @@ def _connect_failure(error: Exception, url: URL) -> DatabaseError:
 def _parse(bind: object) -> URL:
     try:
         return make_url(bind)  # type: ignore[arg-type]  # refuses what is no URL
-    except exc.ArgumentError:
-        given = "a string that is no URL" if isinstance(bind, str) else type(bind).__name__
+    except (exc.ArgumentError, ValueError):  # whose texts may hold a password
+        given = "text that is none" if isinstance(bind, str) else type(bind).__name__
     raise ConfigurationError(
-        f"The first argument must be a database URL such as 'sqlite:///zohooauth.db', "
-        f"an Engine or an AsyncEngine, not {given}."
+        "The database must be a URL such as 'sqlite:///zohooauth.db' or "
+        f"'postgresql+psycopg://user:password@host:5432/name', or an engine; not {given}."
     )
 
 

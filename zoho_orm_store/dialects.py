@@ -23,6 +23,7 @@ __all__ = [
     "connect_args",
     "failure_of",
     "is_memory",
+    "shown",
     "unreachable",
 ]
 
@@ -148,20 +149,30 @@ def unreachable(error: Exception, url: URL) -> DatabaseUnreachableError:
     reason = _hide(_first_line(str(cause)) or type(cause).__name__, url.password)
     code = _code_of(error) if isinstance(error, exc.DBAPIError) else None
     return DatabaseUnreachableError(
-        f"Cannot connect to {url.render_as_string(hide_password=True)} ({reason}). "
-        "Check that the server runs and that host, port, database, user and password are right.",
+        f"Cannot connect to {shown(url)} ({reason}). {_how_to_connect(url)}",
         retryable=code in _POSTGRESQL_TRANSIENT or code in _MYSQL_TRANSIENT,
     )
 
 
+def shown(url: URL) -> str:
+    """A URL as it may be shown: without its password, and without a query that may hold one."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _how_to_connect(url: URL) -> str:
+    if url.get_backend_name() == "sqlite":
+        return "Check that the folder exists and that the file is readable and writable."
+    return "Check that the server runs and that host, port, database, user and password are right."
+
+
 def _code_of(error: exc.DBAPIError) -> str | int | None:
-    """PostgreSQL's SQLSTATE, MySQL's error number, or nothing."""
+    """MySQL's error number, PostgreSQL's SQLSTATE, or nothing."""
     original = error.orig
-    sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if sqlstate:
-        return str(sqlstate)
     first = original.args[0] if original is not None and original.args else None
-    return first if isinstance(first, int) else None
+    if isinstance(first, int):
+        return first  # MySQL's drivers have a coarser SQLSTATE besides.
+    sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return str(sqlstate) if sqlstate else None
 
 
 def _driver_error_name(error: exc.DBAPIError) -> str:

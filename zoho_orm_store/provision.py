@@ -7,17 +7,19 @@ Two processes that upgrade at once wait for each other.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from zoho_orm_store.binding import bind_to
-from zoho_orm_store.errors import SchemaError
+from zoho_orm_store.dialects import shown
+from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.migrations.environment import VERSION_TABLE
 from zoho_orm_store.statements import lock_schema, unlock_schema
 
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 
     from zoho_orm_store.binding import Bind
 
-__all__ = ["check", "current", "describe", "downgrade", "head", "upgrade"]
+__all__ = ["check", "current", "describe", "downgrade", "head", "revisions", "upgrade"]
 
 T = TypeVar("T")
+
+_PATIENCE = 30.0
+"""Seconds to wait for a database that is busy."""
 
 
 def upgrade(bind: Bind | Connection, revision: str = "head") -> None:
@@ -40,9 +45,10 @@ def upgrade(bind: Bind | Connection, revision: str = "head") -> None:
 
     Raises:
         SchemaError: A table ``oauthtoken`` exists that is not the Zoho SDK's.
+        ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    _run(bind, lambda connection: _migrate(connection, command.upgrade, revision))
+    _migrate(bind, command.upgrade, revision)
 
 
 def downgrade(bind: Bind | Connection, revision: str = "base") -> None:
@@ -53,9 +59,10 @@ def downgrade(bind: Bind | Connection, revision: str = "base") -> None:
         revision: Where to; back to the beginning, if not given.
 
     Raises:
+        ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    _run(bind, lambda connection: _migrate(connection, command.downgrade, revision))
+    _migrate(bind, command.downgrade, revision)
 
 
 def current(bind: Bind | Connection) -> str | None:
@@ -64,7 +71,7 @@ def current(bind: Bind | Connection) -> str | None:
     Raises:
         DatabaseError: The database refused or lost the operation.
     """
-    return _run(bind, _current)
+    return _read(bind, _current)
 
 
 def check(bind: Bind | Connection) -> None:
@@ -75,7 +82,7 @@ def check(bind: Bind | Connection) -> None:
             command that mends it.
         DatabaseError: The database refused or lost the operation.
     """
-    _run(bind, _check)
+    _read(bind, _check)
 
 
 def head() -> str | None:
@@ -83,21 +90,38 @@ def head() -> str | None:
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
-def _run(bind: Bind | Connection, work: Callable[[Connection], T]) -> T:
+def revisions() -> list[str]:
+    """Return every revision, the oldest first."""
+    walked = ScriptDirectory.from_config(_config()).walk_revisions()
+    return [script.revision for script in walked][::-1]
+
+
+def _read(bind: Bind | Connection, work: Callable[[Connection], T]) -> T:
     if isinstance(bind, Connection):
         return work(bind)
-    binding = bind_to(bind)
+    with closing(bind_to(bind, timeout=_PATIENCE)) as binding:
+        return binding.read(work)
+
+
+def _migrate(bind: Bind | Connection, migrate: Callable[[Config, str], None], to: str) -> None:
+    def work(connection: Connection) -> None:
+        config = _config()
+        config.attributes["connection"] = connection
+        with _schema_locked(connection):
+            migrate(config, to)
+
     try:
-        return binding.write(work)
-    finally:
-        binding.close()
-
-
-def _migrate(connection: Connection, migrate: Callable[[Config, str], None], to: str) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    with _schema_locked(connection):
-        migrate(config, to)
+        if isinstance(bind, Connection):
+            work(bind)
+        else:
+            # A large table takes its time, but another process's lock is not waited for forever.
+            with closing(bind_to(bind, timeout=None, retry_for=_PATIENCE)) as binding:
+                binding.write(work)
+    except CommandError as error:
+        problem = ConfigurationError(f"{error} The revisions are {', '.join(revisions())}.")
+    else:
+        return
+    raise problem
 
 
 @contextmanager
@@ -124,7 +148,7 @@ def _check(connection: Connection) -> None:
 
 def describe(connection: Connection) -> str:
     """Say at which revision a schema is, which one is needed, and the command that mends it."""
-    url = connection.engine.url.render_as_string(hide_password=True)
+    url = shown(connection.engine.url)
     found, needed = _current(connection), head()
     if found is None:
         state = f"No tables of this package have been made in {url} (revision {needed} is needed)."

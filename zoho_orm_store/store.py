@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from zoho_orm_store.adapter import TokenStoreAdapter
 from zoho_orm_store.binding import bind_to
+from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.forks import tell_forked_children
 from zoho_orm_store.models import StoredToken
@@ -72,8 +73,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         tell_forked_children(self)
 
     def __repr__(self) -> str:
-        url = self._binding.url.render_as_string(hide_password=True)
-        return f"SQLAlchemyTokenStore({url!r})"
+        return f"SQLAlchemyTokenStore({shown(self._binding.url)!r})"
 
     def close(self) -> None:
         """Give every connection and thread back (rule H2).

@@ -1,0 +1,548 @@
+"""Threads, event loops, forks, restarts, engines of the application's: rules H1 to H3 and G2."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import FULL, known, make_token, open_store
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+
+from zoho_orm_store import (
+    ConfigurationError,
+    MemoryTokenStore,
+    MissingDependencyError,
+    SQLAlchemyTokenStore,
+    provision,
+)
+from zoho_orm_store.sdk import SDKException
+
+ASYNC_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "mysql": "mysql+asyncmy",
+}
+
+
+def async_url(url):
+    return url.set(drivername=ASYNC_DRIVERS[url.get_backend_name()])
+
+
+def save(store, **fields):
+    token = make_token(**fields)
+    store.save_token(token)
+    return token
+
+
+class TestThreads:
+    def test_32_threads_on_one_store_H1(self, store):
+        saved = save(store, **FULL)
+
+        def work(number):
+            for n in range(5):
+                assert store.find_token_by_id(saved.get_id()) is not None
+                save(store, user=f"u{number}", access_token=f"a{n}")
+                assert store.find_token(make_token(user=f"u{number}")) is not None
+
+        with ThreadPoolExecutor(32) as pool:
+            for done in [pool.submit(work, number) for number in range(32)]:
+                done.result()
+        assert len(store.get_tokens()) == 33
+
+    async def test_inside_a_running_event_loop_H1(self, store):
+        saved = save(store, **FULL)
+        assert known(store.find_token_by_id(saved.get_id())) == known(saved)
+        found = await asyncio.to_thread(store.find_token_by_id, saved.get_id())
+        assert known(found) == known(saved)
+
+    def test_in_several_event_loops_of_one_process_H1(self, store):
+        async def work():
+            return save(store, **FULL).get_id()
+
+        assert len({asyncio.run(work()) for _ in range(3)}) == 1
+
+    def test_two_stores_on_one_database_H1(self, route, route_url, store):
+        store.get_tokens()
+        with open_store(route, route_url) as second:
+            saved = save(second, **FULL)
+            is_shared = route.database not in ("memory", "sqlite-memory")
+            assert (store.find_token_by_id(saved.get_id()) is not None) == is_shared
+
+    def test_making_a_store_connects_to_nothing_and_starts_nothing(self):
+        threads = threading.active_count()
+        for url in (
+            "sqlite:////no/such/folder/tokens.db",
+            "postgresql+psycopg://u:p@127.0.0.1:1/x",
+            "postgresql+asyncpg://u:p@127.0.0.1:1/x",
+        ):
+            SQLAlchemyTokenStore(url).close()
+        assert threading.active_count() == threads
+
+    def test_a_closed_store_says_so_H2(self, store):
+        save(store, **FULL)
+        store.close()
+        store.close()
+        if isinstance(store, MemoryTokenStore):
+            return
+        with pytest.raises(SDKException, match="store is closed"):
+            store.get_tokens()
+
+
+class TestForks:
+    @pytest.fixture
+    def in_child(self):
+        """Run a function in a forked child, and wait for it at most ten seconds."""
+
+        def run(work):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    signal.alarm(10)
+                    work()
+                    os._exit(0)
+                except BaseException as error:  # noqa: BLE001
+                    os.write(2, repr(error).encode())
+                    os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0
+
+        return run
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+    def test_a_child_uses_a_store_that_was_used_H1(self, route, store, in_child):
+        saved = save(store, **FULL)
+        keeps_rows = route.database != "sqlite-memory"
+
+        def work():
+            for _ in range(3):
+                found = store.find_token_by_id(saved.get_id())
+                assert (found is not None) == keeps_rows
+            save(store, user="child", access_token="a")
+            assert len(store.get_tokens()) == 1 + keeps_rows
+            store.close()
+
+        for _ in range(2):
+            in_child(work)
+            store.delete_tokens()
+            saved = save(store, **FULL)
+        in_child(work)
+        for _ in range(3):
+            assert known(store.find_token_by_id(saved.get_id())) == known(saved)
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+    def test_a_child_forked_while_threads_are_at_work_H1(self, store, in_child):
+        saved = save(store, **FULL)
+        stop = threading.Event()
+
+        def keep_busy():
+            while not stop.is_set():
+                store.find_token_by_id(saved.get_id())
+
+        threads = [threading.Thread(target=keep_busy) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(3):
+                in_child(lambda: save(store, user="child", access_token="a"))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+    def test_a_child_makes_the_first_call_H1(self, route, route_url, in_child):
+        with open_store(route, route_url) as store:
+
+            def work():
+                save(store, **FULL)
+                assert len(store.get_tokens()) == 1
+                store.close()
+
+            in_child(work)
+
+
+class TestRestarts:
+    def kill_connections(self, url):
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.connect() as connection:
+            if url.get_backend_name() == "postgresql":
+                connection.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+            else:
+                rows = connection.execute(
+                    text(
+                        "SELECT id FROM information_schema.processlist "
+                        "WHERE db = database() AND id <> connection_id()"
+                    )
+                )
+                for (number,) in rows.all():
+                    connection.execute(text(f"KILL {number}"))
+        engine.dispose()
+
+    def test_after_the_server_dropped_every_connection_H1(self, route, route_url, store):
+        if route.database in ("memory", "sqlite", "sqlite-memory"):
+            return
+        saved = save(store, **FULL)
+        self.kill_connections(route_url)
+        assert known(store.find_token_by_id(saved.get_id())) == known(saved)
+        self.kill_connections(route_url)
+        save(store, user="u", access_token="a")
+        assert len(store.get_tokens()) == 2
+
+
+class TestEnginesOfTheApplication:
+    def test_an_engine_is_left_as_it_was_H3(self, database):
+        engine = create_engine(database, pool_size=3, max_overflow=2)
+        pool = engine.pool
+        with engine.connect() as connection:
+            before = connection.get_isolation_level()
+        with SQLAlchemyTokenStore(engine) as store:
+            save(store, **FULL)
+            store.get_tokens()
+        assert engine.pool is pool
+        assert pool.size() == 3
+        assert pool.checkedin() >= 1, "the pool was disposed of"
+        with engine.connect() as connection:
+            assert connection.get_isolation_level() == before
+        engine.dispose()
+
+    async def test_an_async_engine_goes_on_in_its_own_loop_H3(self, database):
+        engine = create_async_engine(async_url(database))
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        pool = engine.sync_engine.pool
+        with SQLAlchemyTokenStore(engine) as store:
+            saved = save(store, **FULL)
+            async with engine.connect() as connection:
+                rows = await connection.execute(text("SELECT id FROM oauthtoken"))
+                assert rows.scalars().all() == [saved.get_id()]
+        assert engine.sync_engine.pool is pool
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    def test_an_engine_in_autocommit_still_saves_all_or_nothing_E6(self, database):
+        engine = create_engine(database, isolation_level="AUTOCOMMIT")
+        with SQLAlchemyTokenStore(engine) as store:
+            save(store, user="u", client_id="c", refresh_token="r1", access_token="a1")
+            save(store, client_id="c", refresh_token="r2", access_token="a2")
+
+            @event.listens_for(engine, "before_cursor_execute")
+            def fail_to_update(connection, cursor, statement, *_):
+                if statement.startswith("UPDATE"):
+                    raise OSError("the disk is full")
+
+            with pytest.raises(OSError, match="disk is full"):
+                save(store, user="u", client_id="c", refresh_token="r2", access_token="a3")
+            event.remove(engine, "before_cursor_execute", fail_to_update)
+            assert len(store.get_tokens()) == 2, "the absorbed row was deleted all the same"
+        engine.dispose()
+
+    def test_an_engine_with_one_shared_connection_H1(self):
+        engine = create_engine(
+            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+        with SQLAlchemyTokenStore(engine, create_schema=True) as store:
+            with ThreadPoolExecutor(8) as pool:
+                jobs = [
+                    pool.submit(save, store, user=f"u{n % 5}", access_token="a") for n in range(50)
+                ]
+                for job in jobs:
+                    job.result()
+            assert len(store.get_tokens()) == 5
+        engine.dispose()
+
+    def test_the_sqlite_transaction_recipe_of_sqlalchemy(self, tmp_path):
+        engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+
+        @event.listens_for(engine, "connect")
+        def leave_transactions_to_us(connection, record):
+            connection.isolation_level = None
+
+        @event.listens_for(engine, "begin")
+        def begin(connection):
+            connection.exec_driver_sql("BEGIN")
+
+        with SQLAlchemyTokenStore(engine, create_schema=True, timeout=20) as store:
+            with ThreadPoolExecutor(8) as pool:
+                jobs = [pool.submit(save, store, user="u", access_token=f"{n}") for n in range(40)]
+                for job in jobs:
+                    job.result()
+            assert len(store.get_tokens()) == 1
+        engine.dispose()
+
+    def test_an_async_engine_in_memory_is_refused(self):
+        with pytest.raises(ConfigurationError, match=r"sqlite\+aiosqlite:///:memory:"):
+            SQLAlchemyTokenStore(create_async_engine("sqlite+aiosqlite://"))
+
+    def test_the_default_pool_of_an_engine_is_waited_for(self, tmp_path):
+        engine = create_engine(
+            f"sqlite:///{tmp_path / 'a.db'}",
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=0.2,
+        )
+        with SQLAlchemyTokenStore(engine, create_schema=True) as store:
+            store.get_tokens()
+            with engine.connect(), pytest.raises(SDKException, match="Raise pool_size"):
+                store.get_tokens()
+        engine.dispose()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql+psycopg://u:hunter2pass@127.0.0.1:{port}/x",
+            "postgresql+asyncpg://u:hunter2pass@127.0.0.1:{port}/x",
+            "postgresql+psycopg_async://u:hunter2pass@127.0.0.1:{port}/x",
+            "mysql+pymysql://u:hunter2pass@127.0.0.1:{port}/x",
+            "mysql+asyncmy://u:hunter2pass@127.0.0.1:{port}/x",
+            "mysql+aiomysql://u:hunter2pass@127.0.0.1:{port}/x",
+        ],
+    )
+    def test_an_unreachable_server_is_named_without_its_password_G2(self, url):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = url.format(port=unused.getsockname()[1])
+            with SQLAlchemyTokenStore(url) as store, pytest.raises(SDKException) as raised:
+                store.get_tokens()
+        message = str(raised.value)
+        assert url.replace("hunter2pass", "***") in message
+        assert "Cannot connect" in message
+        assert "hunter2pass" not in message
+
+    @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg_async"])
+    def test_a_server_that_does_not_answer_is_given_up_in_time_G2(self, driver):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"postgresql+{driver}://u:hunter2pass@127.0.0.1:{silent.getsockname()[1]}/x"
+            with SQLAlchemyTokenStore(url, timeout=2) as store:
+                started = time.monotonic()
+                with pytest.raises(SDKException):
+                    store.get_tokens()
+                assert time.monotonic() - started < 5
+
+    @pytest.mark.parametrize("driver", ["pymysql", "asyncmy", "aiomysql"])
+    def test_a_mysql_server_that_does_not_answer_is_given_up_in_time_G2(self, driver):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"mysql+{driver}://u:hunter2pass@127.0.0.1:{silent.getsockname()[1]}/x"
+            with SQLAlchemyTokenStore(url, timeout=2) as store:
+                started = time.monotonic()
+                with pytest.raises(SDKException):
+                    store.get_tokens()
+                assert time.monotonic() - started < 5
+
+    def test_a_missing_schema_names_the_command_G2(self, empty_database):
+        with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+            for call in (
+                store.get_tokens,
+                store.delete_tokens,
+                lambda: store.find_token_by_id("x"),
+                lambda: save(store, **FULL),
+            ):
+                with pytest.raises(SDKException, match="zoho-orm-store upgrade --url") as raised:
+                    call()
+                assert "No tables of this package" in str(raised.value)
+                assert type(raised.value.cause).__name__ == "SchemaError"
+
+    def test_a_schema_that_is_behind_names_both_revisions_G2(self, empty_database):
+        provision.upgrade(empty_database, "zoho_orm_store_0001")
+        with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+            for call in (store.get_tokens, lambda: save(store, **FULL)):
+                with pytest.raises(SDKException, match="zoho_orm_store_0001") as raised:
+                    call()
+                assert provision.head() in str(raised.value)
+
+    def test_create_schema_makes_the_tables_on_first_use(self, empty_database):
+        with SQLAlchemyTokenStore(empty_database, create_schema=True) as store:
+            assert provision.current(empty_database) is None
+            save(store, **FULL)
+        provision.check(empty_database)
+
+    def test_a_sqlite_url_makes_its_tables_and_a_server_url_does_not(self, empty_database):
+        with SQLAlchemyTokenStore(empty_database) as store:
+            if empty_database.get_backend_name() == "sqlite":
+                assert store.get_tokens() == []
+            else:
+                with pytest.raises(SDKException, match="upgrade"):
+                    store.get_tokens()
+
+    def test_a_folder_that_is_not_there_G2(self, tmp_path):
+        store = SQLAlchemyTokenStore(f"sqlite:///{tmp_path}/missing/tokens.db")
+        with store, pytest.raises(SDKException, match=r"Cannot connect .* the folder exists"):
+            store.get_tokens()
+
+    def test_a_file_that_is_no_database_G2(self, tmp_path):
+        path = tmp_path / "tokens.db"
+        path.write_text("this is no database" * 100)
+        store = SQLAlchemyTokenStore(f"sqlite:///{path}")
+        with store, pytest.raises(SDKException, match="not a database"):
+            store.get_tokens()
+        assert path.read_text() == "this is no database" * 100
+
+    def test_a_read_only_file_keeps_what_it_holds_E6(self, tmp_path):
+        path = tmp_path / "tokens.db"
+        with SQLAlchemyTokenStore(f"sqlite:///{path}") as store:
+            saved = save(store, **FULL)
+        with SQLAlchemyTokenStore(f"sqlite:///file:{path}?mode=ro&uri=true") as store:
+            assert known(store.find_token_by_id(saved.get_id())) == known(saved)
+            with pytest.raises(SDKException, match="readonly"):
+                save(store, **FULL | {"access_token": "new"})
+            assert known(store.find_token_by_id(saved.get_id())) == known(saved)
+
+    def test_a_file_that_another_process_holds_is_given_up_in_time(self, tmp_path):
+        path = tmp_path / "tokens.db"
+        with SQLAlchemyTokenStore(f"sqlite:///{path}", timeout=0.5) as store:
+            save(store, **FULL)
+            holder = sqlite3.connect(path, isolation_level=None)
+            holder.execute("BEGIN IMMEDIATE")
+            started = time.monotonic()
+            with pytest.raises(SDKException, match=r"within 0\.5 seconds.*database is locked"):
+                save(store, user="u", access_token="a")
+            assert time.monotonic() - started < 5
+            holder.rollback()
+            holder.close()
+            save(store, user="u", access_token="a")
+
+    def test_a_row_that_another_transaction_holds_is_given_up_in_time(self, route, route_url):
+        if route.database in ("memory", "sqlite", "sqlite-memory"):
+            return
+        if route.kind != "url":
+            return
+        with open_store(route, route_url, timeout=1.5) as store:
+            saved = save(store, **FULL)
+            engine = create_engine(route_url)
+            with engine.begin() as connection:
+                connection.execute(
+                    text("SELECT id FROM oauthtoken WHERE id = :id FOR UPDATE"),
+                    {"id": saved.get_id()},
+                )
+                started = time.monotonic()
+                with pytest.raises(SDKException):
+                    save(store, **FULL | {"access_token": "new"})
+                assert time.monotonic() - started < 8
+            engine.dispose()
+            save(store, **FULL | {"access_token": "newer"})
+
+    @pytest.mark.parametrize(
+        ("bind", "message"),
+        [
+            ("not a url", "database must be a URL"),
+            ("", "database must be a URL"),
+            ("mysql+pymysql://root:hunter2pass@127.0.0.1:port/x", "database must be a URL"),
+            (None, "not NoneType"),
+            (7, "not int"),
+            ("oracle9://x", "knows no database driver 'oracle9'"),
+            ("sqlite+nodriver://", "knows no database driver"),
+            ("sqlite://user:hunter2pass@host/x", "cannot be used"),
+        ],
+    )
+    def test_a_bind_that_cannot_be_used_G2(self, bind, message):
+        with pytest.raises(ConfigurationError, match=message) as raised:
+            SQLAlchemyTokenStore(bind)
+        assert "hunter2pass" not in str(raised.value)
+
+    def test_a_missing_driver_names_its_extra_G2(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "asyncpg", None)
+        with pytest.raises(MissingDependencyError, match=r"zoho-orm-store\[postgresql\]"):
+            SQLAlchemyTokenStore("postgresql+asyncpg://u@h/x")
+
+    def test_a_missing_sdk_names_its_extra_G2(self):
+        code = (
+            "import sys; sys.modules['zohocrmsdk'] = None\n"
+            "import zoho_orm_store as z\n"
+            "try: z.SQLAlchemyTokenStore\n"
+            "except z.MissingDependencyError as e: print(e)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert "zoho-orm-store[sdk]" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"missing_id": "ignore"}, "missing_id must be"),
+            ({"timeout": 0}, "timeout must be"),
+            ({"timeout": -1}, "timeout must be"),
+            ({"timeout": float("nan")}, "timeout must be"),
+        ],
+    )
+    def test_an_option_that_makes_no_sense(self, options, message):
+        with pytest.raises(ConfigurationError, match=message):
+            SQLAlchemyTokenStore("sqlite://", **options)
+
+
+class TestSecrets:
+    def test_no_repr_shows_a_secret_G3(self, database):
+        url = database.set(username="u", password="hunter2pass") if database.host else database
+        store = SQLAlchemyTokenStore(url)
+        assert "hunter2pass" not in repr(store)
+
+    def test_no_failure_shows_a_secret_G3(self, route, route_url, caplog):
+        import logging
+        import traceback
+
+        if route.database == "memory":
+            return
+        secrets = {
+            "client_secret": "CLIENTSECRET-0123456789",
+            "refresh_token": "REFRESHTOKEN-0123456789",
+            "access_token": "ACCESSTOKEN-0123456789",
+            "grant_token": "GRANTTOKEN-0123456789",
+        }
+        texts = []
+
+        def provoke(call):
+            with pytest.raises(SDKException) as raised:
+                call()
+            texts.append("".join(traceback.format_exception(raised.value)))
+            texts.append(repr(raised.value) + str(raised.value))
+
+        caplog.set_level(logging.DEBUG, "zoho_orm_store")
+        caplog.set_level(logging.WARNING, "sqlalchemy")
+        with open_store(route, route_url) as store:
+            saved = save(store, user="u", **secrets)
+            texts.append(repr(store))
+            provoke(lambda: save(store, id=saved.get_id(), user="v", **secrets))
+            provoke(lambda: save(store, user="w", expires_in="no", **secrets))
+            provoke(lambda: save(store, user="\0", **secrets))
+            if route_url is not None:
+                behind = create_engine(route_url, poolclass=NullPool)
+                with behind.begin() as connection:
+                    connection.execute(
+                        text("ALTER TABLE oauthtoken RENAME COLUMN grant_token TO g")
+                    )
+                provoke(lambda: save(store, user="u", **secrets))
+                provoke(lambda: store.find_token(make_token(**secrets)))
+                with behind.begin() as connection:
+                    connection.execute(
+                        text("ALTER TABLE oauthtoken RENAME COLUMN g TO grant_token")
+                    )
+                    connection.execute(text("ALTER TABLE oauthtoken ADD COLUMN n integer"))
+                    if route.database == "postgresql":
+                        connection.execute(text("UPDATE oauthtoken SET n = 1"))
+                        connection.execute(text("ALTER TABLE oauthtoken ALTER n SET NOT NULL"))
+                if route.database == "postgresql":
+                    provoke(lambda: save(store, user="x", **secrets))
+                with behind.begin() as connection:
+                    connection.execute(text("ALTER TABLE oauthtoken DROP COLUMN n"))
+        everything = "\n".join([*texts, caplog.text])
+        assert "Exception in save_token" in everything
+        for secret in secrets.values():
+            assert secret not in everything

@@ -1,0 +1,326 @@
+"""Alembic's migrations: from nothing, from the SDK's own tables, and back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import known, make_token
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
+
+ROOT = Path(__file__).parent.parent
+HEAD = "zoho_orm_store_0002"
+
+SAMPLE_DDL = """
+    CREATE TABLE oauthtoken (id varchar(10) NOT NULL, user_name varchar(255), client_id varchar(255),
+    client_secret varchar(255), refresh_token varchar(255), access_token varchar(255),
+    grant_token varchar(255), expiry_time varchar(20), redirect_url varchar(255),
+    api_domain varchar(255), primary key (id))
+"""
+"""The table that the SDK documents for MySQL, and that the published SQLite sample makes."""
+
+SDK_ROWS = [
+    # id, user, client, secret, refresh, access, grant, expiry, redirect, domain
+    ("1", "u1@x:1", "c1", "s1", "r1", "a1", None, "1700000000000", "https://cb", "https://api"),
+    ("2", "u2@x:1", "c1", "s1", "r2", "a2", None, "1700000000001", None, None),
+    ("3", "u2@x:1", "c1", "s1", "", "a2b", None, "1700000000009", None, None),
+    ("4", "u3@x:1", "c1", "s1", "r3", "a3", "g3", "", "", ""),
+    ("5", None, "c1", "s1", "r4", None, None, None, None, None),
+    ("6", "", "c1", "s1", "r5", "", "", "never", None, None),
+    ("7", "josé@x:1", "c1", "s1", "r6", "a6", None, "1700000000000", None, None),
+    ("8", "jose@x:1", "c1", "s1", "r7", "a7", None, "1700000000000", None, None),
+    ("9", "u2@x:1", "c1", "s1", "r2c", "a2c", None, "1700000000005", None, None),
+    ("10", "u9@x:1", "c1", "s1", "r8", "a8", None, "1700000000000", None, None),
+    ("11", "u9@x:1", "c1", "s1", "r8", "a8", None, "1700000000000", None, None),
+    ("12", "u9@x:1", "c2", "s2", "r9", "a9", None, "1700000000000", None, None),
+]
+
+
+def alembic(*arguments: str, url: object) -> subprocess.CompletedProcess[str]:
+    """Alembic's own command line, in the checkout."""
+    address = url.render_as_string(hide_password=False)
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"ZOHO_ORM_STORE_URL": address, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def upgrade_by_alembic(url):
+    result = alembic("upgrade", "head", url=url)
+    assert result.returncode == 0, result.stderr
+
+
+def upgrade_by_engine(url):
+    engine = create_engine(url)
+    provision.upgrade(engine)
+    engine.dispose()
+
+
+def upgrade_by_async_engine(url):
+    driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+    drivername = driver.get(url.get_backend_name(), "mysql+asyncmy")
+    provision.upgrade(create_async_engine(url.set(drivername=drivername)))
+
+
+@pytest.fixture(
+    params=[provision.upgrade, upgrade_by_engine, upgrade_by_async_engine, upgrade_by_alembic],
+    ids=["url", "engine", "async engine", "alembic"],
+)
+def upgrade(request):
+    """Every way to the newest revision."""
+    return request.param
+
+
+@pytest.fixture
+def behind(empty_database):
+    """Run SQL on the database without tables."""
+    engine = create_engine(empty_database)
+
+    def run(sql, parameters=None):
+        with engine.begin() as connection:
+            result = connection.execute(text(sql), parameters)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    yield run
+    engine.dispose()
+
+
+@pytest.fixture
+def sdk_table(behind):
+    """The table of the SDK, filled by its stores, with duplicates and rubbish."""
+    behind(SAMPLE_DDL)
+    behind(
+        "INSERT INTO oauthtoken VALUES (:a, :b, :c, :d, :e, :f, :g, :h, :i, :j)",
+        [dict(zip("abcdefghij", row, strict=True)) for row in SDK_ROWS],
+    )
+
+
+def tokens_by_id(url):
+    with SQLAlchemyTokenStore(url, create_schema=False) as store:
+        return {token.get_id(): known(token) for token in store.get_tokens()}
+
+
+def test_an_empty_database_reaches_head_and_goes_back_and_up_again(empty_database, upgrade):
+    assert provision.current(empty_database) is None
+    upgrade(empty_database)
+    assert provision.current(empty_database) == HEAD == provision.head()
+    provision.check(empty_database)
+    upgrade(empty_database)
+    with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+        store.save_token(make_token(id="x" * 255, user="u", access_token="a" * 4096))
+        store.delete_tokens()
+    provision.downgrade(empty_database)
+    assert provision.current(empty_database) is None
+    assert "oauthtoken" not in tables(empty_database)
+    upgrade(empty_database)
+    provision.check(empty_database)
+
+
+def tables(url):
+    engine = create_engine(url)
+    try:
+        return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def test_alembic_finds_nothing_to_change(empty_database):
+    upgrade_by_alembic(empty_database)
+    result = alembic("check", url=empty_database)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "No new upgrade operations detected" in result.stdout + result.stderr
+
+
+def test_alembic_leaves_the_applications_tables_alone(empty_database, behind):
+    behind("CREATE TABLE invoices (id integer primary key)")
+    upgrade_by_alembic(empty_database)
+    assert alembic("check", url=empty_database).returncode == 0
+    assert alembic("downgrade", "base", url=empty_database).returncode == 0
+    assert "invoices" in tables(empty_database)
+
+
+def test_the_migrations_make_what_the_models_describe(empty_database):
+    provision.upgrade(empty_database)
+    engine = create_engine(empty_database)
+    migrated = inspect(engine)
+    for table in metadata.tables.values():
+        columns = {
+            column["name"]: column["nullable"] for column in migrated.get_columns(table.name)
+        }
+        assert columns == {column.name: column.nullable for column in table.columns}
+        indexes = {index["name"]: index["unique"] for index in migrated.get_indexes(table.name)}
+        assert indexes == {index.name: index.unique for index in table.indexes}
+        assert list(columns) == [column.name for column in table.columns]
+    engine.dispose()
+
+
+def test_the_sdks_table_is_adopted_with_every_live_token(
+    empty_database, sdk_table, upgrade, caplog
+):
+    upgrade(empty_database)
+    tokens = tokens_by_id(empty_database)
+    # The newest of each user and client stays; what it did not know comes from the older ones.
+    assert list(tokens) == ["1", "3", "4", "5", "6", "7", "8", "11", "12"]
+    assert tokens["1"] == {
+        "user_name": "u1@x:1",
+        "client_id": "c1",
+        "client_secret": "s1",
+        "refresh_token": "r1",
+        "access_token": "a1",
+        "expiry_time": 1700000000000,
+        "redirect_url": "https://cb",
+        "api_domain": "https://api",
+    }
+    assert tokens["3"]["access_token"] == "a2b"
+    assert tokens["3"]["refresh_token"] == "r2c"
+    assert tokens["3"]["expiry_time"] == 1700000000009
+    assert "expiry_time" not in tokens["6"]
+    assert tokens["5"] == {"client_id": "c1", "client_secret": "s1", "refresh_token": "r4"}
+    provision.check(empty_database)
+
+
+def test_the_ids_that_are_dropped_are_named_in_a_warning(empty_database, sdk_table, caplog):
+    provision.upgrade(empty_database)
+    warnings = [r.getMessage() for r in caplog.records if r.name == "zoho_orm_store.migrations"]
+    assert len(warnings) == 2
+    assert any("id '3', was kept" in w and "ids '2', '9'" in w for w in warnings)
+    assert any("id '11', was kept" in w and "ids '10'" in w for w in warnings)
+    assert not any(secret in "".join(warnings) for secret in ("a2", "r2", "s1"))
+
+
+def test_adopted_tokens_are_found_by_every_rung(empty_database, sdk_table):
+    provision.upgrade(empty_database)
+    with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+        for asked, expected in (
+            (make_token(id="4"), "4"),
+            (make_token(user="josé@x:1"), "7"),
+            (make_token(user="u9@x:1", client_id="c2"), "12"),
+            (make_token(access_token="a3"), "4"),
+            (make_token(grant_token="g3"), "4"),
+            (make_token(refresh_token="r4"), "5"),
+        ):
+            assert store.find_token(asked).get_id() == expected
+        again = make_token(user="u1@x:1", client_id="c1", access_token="new")
+        store.save_token(again)
+        assert again.get_id() == "1"
+
+
+def test_down_to_base_and_up_again_keeps_every_token(empty_database, sdk_table):
+    provision.upgrade(empty_database)
+    before = tokens_by_id(empty_database)
+    result = alembic("downgrade", "base", url=empty_database)
+    assert result.returncode == 0, result.stderr
+    assert "oauthtoken" in tables(empty_database), "a table that holds tokens is never dropped"
+    upgrade_by_alembic(empty_database)
+    assert tokens_by_id(empty_database) == before
+
+
+def test_the_sdks_dbstore_can_read_the_table_by_position(empty_database, sdk_table, behind):
+    provision.upgrade(empty_database)
+    row = behind("select * from oauthtoken where id = '1'")[0]
+    expected = list(SDK_ROWS[0])
+    expected[7] = int(expected[7])
+    assert list(row[:10]) == expected
+
+
+def test_a_nine_column_table_of_an_older_sdk_is_adopted(empty_database, behind):
+    behind(SAMPLE_DDL.replace(",\n    api_domain varchar(255)", ""))
+    behind("INSERT INTO oauthtoken (id, user_name, access_token) VALUES ('1', 'u', 'a')")
+    provision.upgrade(empty_database)
+    assert tokens_by_id(empty_database) == {"1": {"user_name": "u", "access_token": "a"}}
+
+
+def test_a_table_that_is_not_the_sdks_is_refused_and_left_alone(empty_database, behind):
+    behind("CREATE TABLE oauthtoken (id varchar(10) primary key, secret varchar(20))")
+    behind("INSERT INTO oauthtoken VALUES ('1', 'x')")
+    with pytest.raises(SchemaError, match="not the Zoho SDK's: it lacks the columns access_token"):
+        provision.upgrade(empty_database)
+    assert behind("select * from oauthtoken") == [("1", "x")]
+    assert provision.current(empty_database) is None
+
+
+def test_a_run_that_was_cut_short_can_be_repeated(empty_database, sdk_table, monkeypatch):
+    import zoho_orm_store.digests as digests_module
+
+    class KilledError(Exception):
+        pass
+
+    original, calls = digests_module.digests_of, []
+
+    def fail_late(record):
+        calls.append(record)
+        if len(calls) == 7:
+            raise KilledError
+        return original(record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(digests_module, "digests_of", fail_late)
+        with pytest.raises(KilledError):
+            provision.upgrade(empty_database)
+    provision.upgrade(empty_database)
+    provision.check(empty_database)
+    assert len(tokens_by_id(empty_database)) == 9
+    assert alembic("check", url=empty_database).returncode == 0
+
+
+def test_two_thousand_rows_are_converted(empty_database, behind):
+    behind(SAMPLE_DDL)
+    rows = [{"id": str(n), "user": f"u{n}", "access": f"a{n}"} for n in range(1, 2001)]
+    behind(
+        "INSERT INTO oauthtoken (id, user_name, access_token) VALUES (:id, :user, :access)", rows
+    )
+    provision.upgrade(empty_database)
+    tokens = tokens_by_id(empty_database)
+    assert list(tokens) == [row["id"] for row in rows]
+
+
+def test_eight_threads_provision_one_database_at_once(empty_database):
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(provision.upgrade, empty_database) for _ in range(8)]:
+            done.result()
+    provision.check(empty_database)
+
+
+def test_check_names_both_revisions_and_the_command(empty_database):
+    with pytest.raises(SchemaError, match=r"No tables .* zoho-orm-store upgrade --url") as missing:
+        provision.check(empty_database)
+    assert HEAD in str(missing.value)
+    provision.upgrade(empty_database, "zoho_orm_store_0001")
+    with pytest.raises(SchemaError, match="zoho_orm_store_0001") as behind:
+        provision.check(empty_database)
+    assert HEAD in str(behind.value)
+
+
+def test_a_connection_stays_the_callers_to_commit(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        provision.upgrade(connection)
+        connection.rollback()
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_alembics_command_line_says_which_variable_is_missing():
+    result = subprocess.run(
+        [sys.executable, "-m", "alembic", "current"],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "ZOHO_ORM_STORE_URL"}
+        | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "Set ZOHO_ORM_STORE_URL" in result.stderr
