@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from zoho_orm_store import __version__
-from zoho_orm_store.errors import ConfigurationError, MissingDependencyError, ZohoOrmStoreError
+from zoho_orm_store.errors import MissingDependencyError, ZohoOrmStoreError
 
 try:
     import typer
@@ -22,6 +22,9 @@ except ModuleNotFoundError as missing:
         raise
     # Only the installed script imports this module: its user gets a sentence, no traceback.
     sys.exit(str(MissingDependencyError("typer", "cli")))
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["app", "main"]
 
@@ -107,7 +110,9 @@ def upgrade(
     SDK's own DBStore or the sample SQLite store has made is adopted with the tokens in it. Where
     that table holds several rows of one user, the newest stays, and stderr names the others.
     """
-    _migrate("upgrade", url, revision)
+    from zoho_orm_store import provision
+
+    _migrate(provision.upgrade, url, revision)
 
 
 @app.command()
@@ -123,13 +128,16 @@ def downgrade(
     A table that holds tokens is never dropped, and no token is lost: at "base" it is the SDK's
     own table again, which its DBStore can read.
     """
+    from sqlalchemy import make_url
+
     from zoho_orm_store import provision
+    from zoho_orm_store.dialects import shown
 
     found = provision.current(url)
     if found is not None and not yes:
-        question = f"Take the tables in {_shown(url)} from {found} back to {revision}?"
+        question = f"Take the tables in {shown(make_url(url))} from {found} back to {revision}?"
         typer.confirm(question, abort=True, err=True)
-    _migrate("downgrade", url, revision)
+    _migrate(provision.downgrade, url, revision)
 
 
 @app.command()
@@ -174,26 +182,14 @@ def demo(
     run(url)
 
 
-def _migrate(direction: str, url: str, revision: str) -> None:
+def _migrate(migrate: Callable[[str, str], None], url: str, revision: str) -> None:
     """Run ``provision.upgrade`` or ``provision.downgrade``, and say what has changed."""
-    from alembic.util import CommandError
-
     from zoho_orm_store import provision
 
     before = provision.current(url)
-    try:
-        getattr(provision, direction)(url, revision)
-    except CommandError as error:
-        raise ConfigurationError(f"Alembic cannot {direction}: {error}") from None
+    migrate(url, revision)
     after = provision.current(url)
     if after == before:
         typer.echo(f"Nothing to do: the revision is {after or 'none'} already.")
     else:
         typer.echo(f"The revision is now {after or 'none'}; it was {before or 'none'}.")
-
-
-def _shown(url: str) -> str:
-    """A URL to be read by people: without its password, and without options that may hold one."""
-    from sqlalchemy import make_url
-
-    return make_url(url).set(query={}).render_as_string(hide_password=True)

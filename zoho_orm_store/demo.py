@@ -22,7 +22,7 @@ from sqlalchemy import URL, inspect
 
 from zoho_orm_store import provision
 from zoho_orm_store.binding import bind_to
-from zoho_orm_store.dialects import is_memory
+from zoho_orm_store.dialects import is_memory, shown
 from zoho_orm_store.errors import (
     ConfigurationError,
     MissingDependencyError,
@@ -160,7 +160,7 @@ def run(url: str | None = None) -> None:
             _process_settings(),
         ):
             _refuse_unsuitable(database)
-            place = _shown(database.url) if url else "a SQLite file in a temporary folder"
+            place = shown(database.url) if url else "a SQLite file in a temporary folder"
             console.print(f"The Zoho CRM SDK keeps its tokens in {place}", soft_wrap=True)
             revision = database.read(provision.current)
             _play(Stage(console, database, store, zoho, Path(folder)))
@@ -419,7 +419,7 @@ def _refuse_unsuitable(database: Binding) -> None:
         return  # no table, so no tokens
     if held:
         raise ConfigurationError(
-            f"The table oauthtoken in {_shown(database.url)} already holds tokens ({held}), and "
+            f"The table oauthtoken in {shown(database.url)} already holds tokens ({held}), and "
             "the demo runs beside nobody's. Give it a database of its own, or leave --url out."
         )
 
@@ -440,8 +440,3 @@ def _masked(record: TokenRecord, *names: str) -> dict[str, str]:
 
 def _is_live(stage: Stage, token: str | None) -> bool:
     return token is not None and stage.zoho.is_live(token)
-
-
-def _shown(url: URL) -> str:
-    """A URL to be read by people: without its password, and without options that may hold one."""
-    return url.set(query={}).render_as_string(hide_password=True)

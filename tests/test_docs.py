@@ -1,0 +1,179 @@
+"""The README and the pages in docs/: their Python runs, their links and names lead somewhere.
+
+Every block of Python on a page is run, in the order of the page and as one module in a process of
+its own, in an empty folder. What a page needs besides, or wants checked, it has in comments that
+its readers do not see:
+
+    <!-- python
+    assert store.get_tokens()
+    -->
+
+`SETTING` is what all pages find: a running `LoopbackZoho` named ``zoho``, reached through each of
+the SDK's data centres, and a client and tokens of its own in the environment. A page that defines
+tests is run by pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+import zoho_orm_store
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+SETTING = """
+import builtins, os
+from zohocrmsdk.src.com.zoho.crm.api import dc
+from zoho_orm_store.testing import LoopbackZoho
+
+builtins.zoho = zoho = LoopbackZoho().start()
+for region in ("US", "EU", "IN", "AU", "JP", "SA", "CN", "CA"):
+    getattr(dc, region + "DataCenter").PRODUCTION = staticmethod(zoho.environment)
+os.environ |= {
+    "ZOHO_CLIENT_ID": zoho.client_id,
+    "ZOHO_CLIENT_SECRET": zoho.client_secret,
+    "ZOHO_GRANT_TOKEN": zoho.issue_grant_token(),
+    "ZOHO_REFRESH_TOKEN": zoho.issue_refresh_token(),
+    "no_proxy": "127.0.0.1",
+}
+"""
+
+WARNINGS = ("error", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[^\n]*)\n(?P<code>.*?)^ *(?P=fence)[ \t]*$"
+    r"|^<!-- python\n(?P<hidden>.*?)^-->",
+    re.MULTILINE | re.DOTALL,
+)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+FILE = re.compile(r"`(?P<name>[\w./-]+\.(?:py|md|toml|yml|txt\.mako)|[\w.-]+/[\w./-]*)`")
+READERS_OWN = {"env.py"}
+"""Files of the readers' own projects."""
+COMMAND = re.compile(r"zoho-orm-store(?P<arguments>(?: +[\w-][^\s`'\"]*)+)")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def module_of(page: Path) -> str:
+    """The page with everything blanked out that is no Python, so that line numbers stay."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * (text.count("\n") + 1)
+    for block in FENCE.finditer(text):
+        group = "hidden" if block["hidden"] is not None else "code"
+        if group == "code" and block["language"].strip() != "python":
+            continue
+        first = text.count("\n", 0, block.start(group))
+        for number, line in enumerate(dedent(block[group]).splitlines(), first):
+            lines[number] = line
+    return "\n".join(lines).rstrip("\n")
+
+
+PAGES_WITH_PYTHON = [page for page in PAGES if module_of(page)]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=name_of)
+def test_the_python_on_a_page_runs(page, tmp_path):
+    module = module_of(page)
+    (tmp_path / "conftest.py").write_text(SETTING, encoding="utf-8")
+    (tmp_path / "page.py").write_text(module + "\n", encoding="utf-8")
+    arguments = [item for action in WARNINGS for item in ("-W", action)]
+    if re.search(r"^(async )?def test_", module, re.MULTILINE):
+        arguments += ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", *arguments]
+        arguments += ["page.py"]
+    else:
+        arguments += ["-c", "import conftest, runpy; runpy.run_path('page.py', None, '__main__')"]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f"page.py is {name_of(page)}, line by line:\n{output}"
+    assert "A token was not saved" not in output
+
+
+def test_the_pages_that_show_the_package_at_work_have_python():
+    names = {page.name for page in PAGES_WITH_PYTHON}
+    expected = {"README.md", "index.md", "getting-started.md", "behaviour.md", "databases.md"}
+    assert expected | {"async.md", "provisioning.md", "testing.md"} <= names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_block_is_left_out(page):
+    """Neither a fence that the tests do not see, nor Python under another name."""
+    text = page.read_text(encoding="utf-8")
+    blocks = list(FENCE.finditer(text))
+    languages = {block["language"].strip() for block in blocks if block["hidden"] is None}
+    assert languages <= {"python", "bash", "ini", "text"}
+    fences = re.findall(r"^ *(?:`{3,}|~{3,})", text, re.MULTILINE)
+    assert len(fences) == 2 * len([block for block in blocks if block["hidden"] is None])
+    assert text.count("<!-- python") == len([b for b in blocks if b["hidden"] is not None])
+
+
+def prose_of(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The ids that both GitHub and MkDocs give to a page's headings."""
+    text = prose_of(page)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    slugs = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"\s", "-", slug) for slug in slugs}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(page):
+    for link in LINK.finditer(prose_of(page)):
+        target, _, anchor = link["target"].partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.is_file(), link["target"]
+        assert not anchor or anchor in anchors_of(linked), link["target"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page):
+    folders = (ROOT, ROOT / "zoho_orm_store", page.parent)
+    for name in {match["name"] for match in FILE.finditer(prose_of(page))} - READERS_OWN:
+        assert any((folder / name).exists() for folder in folders), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_that_are_named_exist(page):
+    from typer.main import get_command
+
+    from zoho_orm_store.cli import app
+
+    commands = get_command(app).commands
+    for named in COMMAND.finditer(page.read_text(encoding="utf-8")):
+        command, *arguments = named["arguments"].split()
+        assert command in commands, named[0]
+        options = {option for param in commands[command].params for option in param.opts}
+        given = {argument for argument in arguments if argument.startswith("-")}
+        assert given <= options, named[0]
+
+
+def test_the_reference_has_every_public_name():
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^::: zoho_orm_store\.(\w+)$", reference, re.MULTILINE))
+    assert documented >= set(zoho_orm_store.__all__)
+
+
+def test_the_changelog_knows_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(zoho_orm_store.__version__)}\b", changelog, re.MULTILINE)

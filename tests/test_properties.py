@@ -1,0 +1,143 @@
+"""Random sequences of saves, finds and deletes, held against a naive model of the contract."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from conftest import DATABASES, empty, make_token
+from contract_model import Model, RefusedError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore
+from zoho_orm_store.sdk import SDKException
+
+USERS = ("jose", "José", "Jose\u0301", "jose ", "x' or '1'='1", "%", "\U0001f511")
+CLIENTS = ("c", "C", "c ")
+TOKENS = ("t", "T", "ť", "t ")
+IDS = ("1", "1 ", "10", "1 or 1=1", "é", "e\u0301")
+
+known_fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from(IDS),
+        "user": st.sampled_from(USERS),
+        "client_id": st.sampled_from(CLIENTS),
+        "client_secret": st.just("s"),
+        "refresh_token": st.sampled_from(TOKENS),
+        "access_token": st.sampled_from(TOKENS),
+        "grant_token": st.sampled_from(TOKENS),
+        "expires_in": st.sampled_from(("1", "2", "3")),
+        "redirect_url": st.sampled_from(("r", "R")),
+    },
+)
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("save"), known_fields),
+        st.tuples(st.just("save"), known_fields),
+        st.tuples(st.just("find"), known_fields),
+        st.tuples(st.just("delete"), st.sampled_from(IDS)),
+        st.tuples(st.just("delete one"), st.integers(0, 5)),
+        st.tuples(st.just("delete all"), st.none()),
+    ),
+    max_size=14,
+)
+
+
+def as_dict(token):
+    """What a token knows, under the names of the model."""
+    signature = token.get_user_signature()
+    values = {"id": token.get_id(), "user": signature.get_name() if signature else None}
+    names = ("client_id", "client_secret", "refresh_token", "access_token", "grant_token")
+    for name in (*names, "expires_in", "redirect_url"):
+        values[name] = getattr(token, f"get_{name}")()
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def without_age(rows):
+    return [{k: v for k, v in row.items() if k != "age"} for row in rows]
+
+
+def check_sequence(store, sequence):
+    """Do the same with the store and with the model, and compare after each step."""
+    model, ages = Model(), itertools.count()
+    for operation, argument in sequence:
+        if operation == "find":
+            token = make_token(**argument)
+            found = store.find_token(token)
+            expected = model.find(argument)
+            assert (found is token) == (expected is not None), (operation, argument)
+            assert as_dict(token) == (argument if expected is None else expected)
+        elif operation == "save":
+            check_save(store, model, argument, next(ages))
+        else:
+            ids = [row["id"] for row in model.rows]
+            if operation == "delete":
+                store.delete_token(argument)
+                doomed = [argument]
+            elif operation == "delete one":
+                doomed = ids[argument : argument + 1]
+                for id_ in doomed:
+                    store.delete_token(id_)
+            else:
+                store.delete_tokens()
+                doomed = ids
+            model.rows = [row for row in model.rows if row["id"] not in doomed]
+        stored = sorted(map(as_dict, store.get_tokens()), key=lambda row: row["id"])
+        assert stored == sorted(without_age(model.rows), key=lambda row: row["id"]), operation
+        for row in stored:
+            assert as_dict(store.find_token_by_id(row["id"])) == row
+
+
+def check_save(store, model, argument, age):
+    token = make_token(**argument)
+    before = [dict(row) for row in model.rows]
+    try:
+        model.save(argument | {"age": age})
+    except RefusedError:
+        assert model.rows == before
+        with pytest.raises(SDKException):
+            store.save_token(token)
+        assert as_dict(token) == argument
+        return
+    store.save_token(token)
+    saved = model.rows[-1]
+    saved.setdefault("id", token.get_id())
+    assert token.get_id() == saved["id"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(operations)
+def test_the_memory_store_does_what_the_model_does(sequence):
+    with MemoryTokenStore() as store:
+        check_sequence(store, sequence)
+
+
+@pytest.fixture(scope="module")
+def memory_store():
+    with SQLAlchemyTokenStore("sqlite://") as store:
+        yield store
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(sequence=operations)
+def test_sqlite_in_memory_does_what_the_model_does(memory_store, sequence):
+    memory_store.delete_tokens()
+    check_sequence(memory_store, sequence)
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_each_database_does_what_the_model_does(name, provisioned):
+    url = provisioned(name)
+
+    @settings(max_examples=40, deadline=None)
+    @given(operations)
+    def check(sequence):
+        empty(url)
+        check_sequence(store, sequence)
+
+    with SQLAlchemyTokenStore(url) as store:
+        check()
