@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import pytest
 from conftest import FULL, known, make_token, open_store
@@ -24,9 +25,11 @@ from zoho_orm_store import (
     MemoryTokenStore,
     MissingDependencyError,
     SQLAlchemyTokenStore,
+    SyncTokenRepository,
     provision,
 )
 from zoho_orm_store.sdk import SDKException
+from zoho_orm_store.statements import Statements
 
 ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -152,12 +155,18 @@ class TestForks:
         for thread in threads:
             thread.start()
         try:
-            for _ in range(3):
+            for _ in range(6):
                 in_child(lambda: save(store, user="child", access_token="a"))
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
+
+    @pytest.mark.parametrize("used_by_every_call", [Statements, SyncTokenRepository])
+    def test_no_call_takes_the_lock_of_a_cached_property_H1(self, used_by_every_call):
+        """Before Python 3.12 all instances share it, and a fork copies it as it is: locked."""
+        attributes = vars(used_by_every_call).items()
+        assert [name for name, value in attributes if isinstance(value, cached_property)] == []
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
     def test_a_child_makes_the_first_call_H1(self, route, route_url, in_child):

@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from conftest import known, make_token
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
+from zoho_orm_store.sdk import SDKException
 
 ROOT = Path(__file__).parent.parent
 HEAD = "zoho_orm_store_0002"
@@ -300,6 +303,67 @@ def test_check_names_both_revisions_and_the_command(empty_database):
     with pytest.raises(SchemaError, match="zoho_orm_store_0001") as behind:
         provision.check(empty_database)
     assert HEAD in str(behind.value)
+
+
+def test_check_says_that_a_newer_release_has_made_the_tables(empty_database, behind):
+    provision.upgrade(empty_database)
+    behind("UPDATE zoho_orm_store_version SET version_num = 'zoho_orm_store_9999'")
+    with pytest.raises(SchemaError, match=r"zoho_orm_store_9999.* newer release.* pip install"):
+        provision.check(empty_database)
+
+
+def test_a_column_that_was_dropped_is_reported_and_made_again(empty_database, behind):
+    provision.upgrade(empty_database)
+    with SQLAlchemyTokenStore(empty_database) as store:
+        store.save_token(make_token(user="u", access_token="a"))
+    drop_index = "DROP INDEX ix_oauthtoken_grant_digest"
+    is_mysql = empty_database.get_backend_name() == "mysql"
+    behind(f"{drop_index} ON oauthtoken" if is_mysql else drop_index)
+    behind("ALTER TABLE oauthtoken DROP COLUMN grant_digest")
+    with pytest.raises(SchemaError, match=f"at revision {HEAD}, .* changed since"):
+        provision.check(empty_database)
+    with SQLAlchemyTokenStore(empty_database) as store, pytest.raises(SDKException) as raised:
+        store.save_token(make_token(user="v", access_token="a"))
+    assert "drop the table zoho_orm_store_version" in str(raised.value.cause)
+    behind("DROP TABLE zoho_orm_store_version")
+    provision.upgrade(empty_database)
+    provision.check(empty_database)
+    assert len(tokens_by_id(empty_database)) == 1
+
+
+class TestTablesOfTheProjectsOwnMigrations:
+    @pytest.fixture
+    def project(self, empty_database):
+        engine = create_engine(empty_database)
+        metadata.create_all(engine)
+        yield engine
+        engine.dispose()
+
+    def test_they_are_taken_for_current(self, project):
+        provision.check(project)
+        assert provision.is_current(project)
+        assert provision.current(project) is None
+
+    def test_a_store_that_provisions_leaves_them_alone(self, project):
+        before = inspect(project).get_table_names()
+        with SQLAlchemyTokenStore(project.url, create_schema=True) as store:
+            store.save_token(make_token(user="u", access_token="a"))
+        assert inspect(project).get_table_names() == before
+
+    def test_they_are_behind_without_a_column(self, project):
+        with project.begin() as connection:
+            connection.execute(text("ALTER TABLE oauthtoken_refresh_lease DROP COLUMN owner"))
+        with pytest.raises(SchemaError, match="migrations of its own"):
+            provision.check(project)
+
+    def test_autogenerate_proposes_to_drop_nothing_of_ours(self, project):
+        provision.upgrade(project)
+        with project.connect() as connection:
+            options = {"include_name": provision.include_name}
+            context = MigrationContext.configure(connection, opts=options)
+            assert compare_metadata(context, MetaData()) == []
+            context = MigrationContext.configure(connection)
+            assert len(compare_metadata(context, MetaData())) >= len(metadata.tables)
 
 
 def test_a_connection_stays_the_callers_to_commit(tmp_path):

@@ -8,8 +8,9 @@ from functools import wraps
 from operator import methodcaller
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from zoho_orm_store.errors import ConfigurationError, InvalidTokenError, ZohoOrmStoreError
+from zoho_orm_store.errors import ConfigurationError, ZohoOrmStoreError
 from zoho_orm_store.matching import filled
+from zoho_orm_store.record import check_text
 from zoho_orm_store.sdk import (
     OAuthToken,
     TokenStore,
@@ -207,6 +208,5 @@ class TokenStoreAdapter(TokenStore):
 def _is_known_id(id_: object) -> bool:
     if id_ is None or id_ == "":
         return False
-    if not isinstance(id_, str):
-        raise InvalidTokenError(f"A token's id must be a string, not {type(id_).__name__}.")
+    check_text("id", id_)
     return True

@@ -22,9 +22,9 @@ from zoho_orm_store.dialects import (
     AUTOCOMMIT_READS,
     EXTRAS,
     connect_args,
+    connect_failure_of,
     failure_of,
     is_memory,
-    unreachable,
 )
 from zoho_orm_store.errors import (
     ConfigurationError,
@@ -116,7 +116,7 @@ class Binding(ABC):
         """Give back every connection and thread; an engine of the application's is left alone."""
 
     @abstractmethod
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Start anew in a forked child, without touching what the parent goes on using."""
 
     @abstractmethod
@@ -168,7 +168,7 @@ class SyncBinding(Binding):
         if self._owned:
             self._engine.dispose()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         pool = self._engine.pool
         _inherited.append(pool)
         if self._owned:
@@ -192,7 +192,7 @@ class SyncBinding(Binding):
         try:
             connection = engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise whatever they like here
-            failure = _connect_failure(error, self.url)
+            failure = connect_failure_of(error, self.url)
         else:
             with connection:
                 return _transact(connection, work, remaining, writes=writes)
@@ -213,7 +213,7 @@ class AsyncBinding(Binding):
         self._loop_thread.run(self._engine.dispose(), timeout=None)
         self._loop_thread.stop()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         _inherited.append(self._engine.sync_engine.pool)
         self._engine.sync_engine.dispose(close=False)
         self._loop_thread.abandon()
@@ -232,7 +232,7 @@ class AsyncBinding(Binding):
         try:
             connection = await engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise whatever they like here
-            failure = _connect_failure(error, self.url)
+            failure = connect_failure_of(error, self.url)
         else:
             try:
                 return await connection.run_sync(_transact, work, remaining, writes=writes)
@@ -284,10 +284,6 @@ def _reading(engine: Engine) -> Engine:
     if engine.dialect.name not in AUTOCOMMIT_READS:
         return engine
     return engine.execution_options(isolation_level="AUTOCOMMIT")
-
-
-def _connect_failure(error: Exception, url: URL) -> DatabaseError:
-    return failure_of(error) if isinstance(error, exc.TimeoutError) else unreachable(error, url)
 
 
 def _parse(bind: object) -> URL:

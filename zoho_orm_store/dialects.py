@@ -21,10 +21,10 @@ __all__ = [
     "AUTOCOMMIT_READS",
     "EXTRAS",
     "connect_args",
+    "connect_failure_of",
     "failure_of",
     "is_memory",
     "shown",
-    "unreachable",
 ]
 
 AUTOCOMMIT_READS = frozenset({"postgresql"})
@@ -138,13 +138,15 @@ def failure_of(error: exc.SQLAlchemyError) -> DatabaseError:
     return DatabaseError(message, retryable=retryable)
 
 
-def unreachable(error: Exception, url: URL) -> DatabaseUnreachableError:
-    """What a failed connection attempt means; names the URL with its password hidden (rule G2).
+def connect_failure_of(error: Exception, url: URL) -> DatabaseError:
+    """What a failed attempt to get a connection means to whoever made it.
 
     Args:
         error: What the driver, or SQLAlchemy around it, raised.
-        url: The database.
+        url: The database, which is named with its password hidden (rule G2).
     """
+    if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, exc.DBAPIError):
+        return failure_of(error)
     cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig else error
     reason = _hide(_first_line(str(cause)) or type(cause).__name__, url.password)
     code = _code_of(error) if isinstance(error, exc.DBAPIError) else None
@@ -189,10 +191,14 @@ def _first_line(text: str) -> str:
 
 
 def _without_values(text: str) -> str:
-    """The first line of a driver's message, with whatever is quoted like a value left out."""
-    line = re.sub(r"'(?:[^'\\]|\\.|'')*'?", "'…'", _first_line(text))
+    """The first line of a driver's message, with whatever is quoted like a value left out.
+
+    An apostrophe within a word ("doesn't") quotes nothing.
+    """
+    line = re.sub(r"(?<!\w)'(?:[^'\\]|\\.|'')*'?", "'…'", _first_line(text))
     return re.sub(r': ".*', ': "…"', line)
 
 
 def _hide(text: str, password: object) -> str:
-    return text.replace(str(password), "***") if password else text
+    """Leave a password out of a text, where it stands as a word of its own."""
+    return re.sub(rf"(?<!\w){re.escape(str(password))}(?!\w)", "***", text) if password else text

@@ -18,7 +18,7 @@ _LONGEST_PAUSE = 1.0
 class Forkable(Protocol):
     """Something with locks, threads or connections, which a fork copies without their owners."""
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Start anew in the child, without touching what the parent goes on using."""
 
 
@@ -67,7 +67,7 @@ class Gate:
             self._is_shut = False
             self._changed.notify_all()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Open the gate in the child, where nobody is inside."""
         self._start()
 
@@ -77,7 +77,7 @@ _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def tell_forked_children(forkable: Forkable) -> None:
-    """Call an object's ``forked`` in every child that is forked while the object lives."""
+    """Call an object's ``_forked`` in every child that is forked while the object lives."""
     _forkables.add(forkable)
 
 
@@ -93,7 +93,7 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     for forkable in [*_gates, *_forkables]:
-        forkable.forked()
+        forkable._forked()
 
 
 if hasattr(os, "register_at_fork"):

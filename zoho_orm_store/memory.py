@@ -38,7 +38,11 @@ class MemoryTokenStore(TokenStoreAdapter):
     It may be used from any number of threads. A forked child goes on with a copy of its own.
 
     Args:
-        missing_id: What `find_token_by_id` does about an unknown id; see `TokenStoreAdapter`.
+        missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
+            ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+
+    Raises:
+        ConfigurationError: ``missing_id`` is something else.
     """
 
     def __init__(self, *, missing_id: MissingId = "none") -> None:
@@ -50,7 +54,7 @@ class MemoryTokenStore(TokenStoreAdapter):
     def __repr__(self) -> str:
         return f"MemoryTokenStore({len(self._tokens.list())} tokens)"
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Go on in a forked child, even if another thread was at work in the parent."""
         self._lock = RLock()
 

@@ -95,7 +95,10 @@ def token_indexes(table_name: str) -> tuple[Index, ...]:
 
 
 class RefreshLeaseMixin:
-    """The columns of the table that lets one worker refresh a token for all the others."""
+    """The columns of the table that lets one worker refresh a token for all the others.
+
+    The table is provisioned, and not used yet.
+    """
 
     key: Mapped[str] = mapped_column(Digest, primary_key=True, sort_order=-100)
     owner: Mapped[str] = mapped_column(String(64), sort_order=-99)

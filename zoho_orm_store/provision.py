@@ -15,22 +15,37 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from zoho_orm_store.binding import bind_to
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.migrations.environment import VERSION_TABLE
+from zoho_orm_store.models import metadata
 from zoho_orm_store.statements import lock_schema, unlock_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
 
     from zoho_orm_store.binding import Bind
 
-__all__ = ["check", "current", "describe", "downgrade", "head", "revisions", "upgrade"]
+__all__ = [
+    "check",
+    "current",
+    "describe",
+    "downgrade",
+    "head",
+    "include_name",
+    "is_current",
+    "revisions",
+    "upgrade",
+]
 
 T = TypeVar("T")
+
+_TABLES = frozenset({*metadata.tables, VERSION_TABLE})
 
 _PATIENCE = 30.0
 """Seconds to wait for a database that is busy."""
@@ -74,15 +89,44 @@ def current(bind: Bind | Connection) -> str | None:
     return _read(bind, _current)
 
 
-def check(bind: Bind | Connection) -> None:
-    """Check that the schema is this package's newest.
+def is_current(bind: Bind | Connection) -> bool:
+    """Return whether the tables are this package's newest, whoever has made them.
+
+    Every table, column and index is there, and they are at the newest revision, unless a
+    project's own migrations have made them and keep no revision of this package's.
 
     Raises:
-        SchemaError: It is missing or of another revision; the message names both and the
-            command that mends it.
+        DatabaseError: The database refused or lost the operation.
+    """
+    return _read(bind, _is_current)
+
+
+def check(bind: Bind | Connection) -> None:
+    """Check that the tables are this package's newest (see `is_current`).
+
+    Raises:
+        SchemaError: They are missing or of another revision; the message names both revisions
+            and the command that mends it.
         DatabaseError: The database refused or lost the operation.
     """
     _read(bind, _check)
+
+
+def include_name(name: str | None, type_: str, parent_names: object) -> bool:
+    """Keep autogenerate from proposing to drop the tables of this package.
+
+    For ``context.configure(include_name=...)`` in the environment of a project whose
+    ``target_metadata`` does not hold this package's ``metadata``.
+
+    Args:
+        name: What Alembic asks about.
+        type_: What kind of thing it is, such as ``"table"``.
+        parent_names: What it belongs to.
+
+    Returns:
+        Whether the project's own migrations are concerned with it.
+    """
+    return type_ != "table" or name not in _TABLES
 
 
 def head() -> str | None:
@@ -141,23 +185,51 @@ def _current(connection: Connection) -> str | None:
     return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
+def _is_current(connection: Connection) -> bool:
+    inspector = inspect(connection)
+    made_by_others = not inspector.has_table(VERSION_TABLE)
+    return (made_by_others or _current(connection) == head()) and all(
+        inspector.has_table(table.name)
+        and {*table.columns.keys()} <= _names(inspector.get_columns(table.name))
+        and {index.name for index in table.indexes} <= _names(inspector.get_indexes(table.name))
+        for table in metadata.tables.values()
+    )
+
+
+def _names(reflected: Iterable[ReflectedColumn | ReflectedIndex]) -> set[str | None]:
+    return {part["name"] for part in reflected}
+
+
 def _check(connection: Connection) -> None:
-    if _current(connection) != head():
+    if not _is_current(connection):
         raise SchemaError(describe(connection))
 
 
 def describe(connection: Connection) -> str:
-    """Say at which revision a schema is, which one is needed, and the command that mends it."""
+    """Say at which revision a schema is, which one is needed, and what mends it."""
     url = shown(connection.engine.url)
     found, needed = _current(connection), head()
-    if found is None:
-        state = f"No tables of this package have been made in {url} (revision {needed} is needed)."
-    else:
-        state = f"The tables in {url} are at revision {found}, but {needed} is needed."
-    return (
-        f"{state} Run: zoho-orm-store upgrade --url '{url}', "
+    upgrade = (
+        f"Run: zoho-orm-store upgrade --url '{url}', "
         "or in Python: zoho_orm_store.provision.upgrade(engine)."
     )
+    if found is None:
+        return (
+            f"No tables of this package have been made in {url} (revision {needed} is needed). "
+            f"{upgrade} A project that keeps them in migrations of its own runs those instead."
+        )
+    if found == needed:
+        return (
+            f"The tables in {url} are at revision {needed}, as they should be, but were changed "
+            f"since. Restore them; or drop the table {VERSION_TABLE}, which holds nothing but the "
+            f"revision, and let the upgrade add what is missing. {upgrade}"
+        )
+    if found not in revisions():
+        return (
+            f"The tables in {url} are at revision {found}, which a newer release of this package "
+            f"has made; this one needs {needed}. Run: pip install --upgrade zoho-orm-store"
+        )
+    return f"The tables in {url} are at revision {found}, but {needed} is needed. {upgrade}"
 
 
 def _config() -> Config:

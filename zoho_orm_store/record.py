@@ -7,7 +7,16 @@ from datetime import datetime, timezone
 
 from zoho_orm_store.errors import InvalidTokenError
 
-__all__ = ["MAX_LENGTHS", "SECRETS", "TokenRecord", "mask", "parse_expiry", "storable", "utc_now"]
+__all__ = [
+    "MAX_LENGTHS",
+    "SECRETS",
+    "TokenRecord",
+    "check_text",
+    "mask",
+    "parse_expiry",
+    "storable",
+    "utc_now",
+]
 
 MAX_LENGTHS = {
     "id": 255,
@@ -96,10 +105,8 @@ class TokenRecord:
         """
         for name in MAX_LENGTHS:
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise InvalidTokenError(
-                    f"{name} must be a string or None, not {type(value).__name__}."
-                )
+            if value is not None:
+                check_text(name, value)
 
     def check_storable(self) -> None:
         """Refuse values that no database of this project stores exactly.
@@ -122,6 +129,20 @@ class TokenRecord:
             raise InvalidTokenError(
                 f"{name} holds a NUL character or a lone surrogate, which cannot be stored."
             )
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse a value that is no string.
+
+    Args:
+        name: What the value is, for the message.
+        value: A known value.
+
+    Raises:
+        InvalidTokenError: The value is no ``str``.
+    """
+    if not isinstance(value, str):
+        raise InvalidTokenError(f"{name} must be a string, not {type(value).__name__}.")
 
 
 def parse_expiry(value: object) -> int | None:

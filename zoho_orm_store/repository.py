@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, wraps
+from functools import wraps
 from time import time
 from typing import (
     TYPE_CHECKING,
@@ -25,7 +25,7 @@ from uuid import uuid4
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from zoho_orm_store.dialects import failure_of
+from zoho_orm_store.dialects import connect_failure_of, failure_of
 from zoho_orm_store.digests import (
     DIGEST_COLUMNS,
     digest,
@@ -33,7 +33,7 @@ from zoho_orm_store.digests import (
     digests_of,
     identity_digest,
 )
-from zoho_orm_store.errors import DatabaseError
+from zoho_orm_store.errors import DatabaseError, InvalidTokenError
 from zoho_orm_store.matching import (
     Rung,
     check_credentials,
@@ -45,13 +45,13 @@ from zoho_orm_store.matching import (
     update_of,
 )
 from zoho_orm_store.models import StoredToken
-from zoho_orm_store.record import TokenRecord, storable, utc_now
+from zoho_orm_store.record import TokenRecord, check_text, storable, utc_now
 from zoho_orm_store.statements import RECORD_COLUMNS, statements_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, CursorResult, Executable, Select, Table
+    from sqlalchemy import Connection, CursorResult, Engine, Executable, Select, Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from zoho_orm_store.models import StoredTokenMixin
@@ -67,7 +67,7 @@ Records: TypeAlias = list[TokenRecord]
 _PAGE = 1000
 
 
-class Filters(NamedTuple):
+class _Filters(NamedTuple):
     """Which tokens a listing is about. Unknown: all of them."""
 
     user_name: str | None
@@ -83,10 +83,11 @@ class Filters(NamedTuple):
     def parameters(self) -> dict[str, object]:
         """The parameters of the listing's SQL."""
         parameters: dict[str, object] = {}
-        if self.user_name is not None:
-            parameters["user_digest"] = digest("user_name", self.user_name)
-        if self.client_id is not None:
-            parameters["client_digest"] = digest("client_id", self.client_id)
+        for field in ("user_name", "client_id"):
+            value = getattr(self, field)
+            if value is not None:
+                check_text(field, value)
+                parameters[DIGEST_COLUMNS[field]] = digest(field, value)
         if self.expired is not None:
             parameters["now"] = int(time() * 1000)
         return parameters
@@ -137,6 +138,7 @@ class SyncTokenRepository:
         Returns:
             The stored token, or ``None`` where there is none.
         """
+        check_text("id", id)
         if not storable("id", id):
             return None
         return self._one(self._statements.by_id, {"row_id": id})
@@ -149,9 +151,10 @@ class SyncTokenRepository:
             asked: What is known of the token. With an id, the id alone decides.
 
         Returns:
-            The stored token as it is, or ``None``. `zoho_orm_store.matching.filled` combines
-            the two as ``find_token`` does.
+            The stored token as it is, or ``None``.
         """
+        _check_record(asked)
+        asked.check_types()
         return self._match(asked, rungs_to_find(asked))
 
     @_operation
@@ -169,6 +172,7 @@ class SyncTokenRepository:
             UserMismatchError: Its id is that of another user's row.
             DatabaseError: The database refused or lost the operation.
         """
+        _check_record(asked)
         asked.check_storable()
         if self._statements.begin_write is not None:
             self._execute(self._statements.begin_write)
@@ -194,6 +198,7 @@ class SyncTokenRepository:
         Returns:
             Whether there was such a row.
         """
+        check_text("id", id)
         if not storable("id", id):
             return False
         deleted = self._execute(self._statements.delete, {"row_id": id}).rowcount
@@ -226,7 +231,7 @@ class SyncTokenRepository:
             client_id: Only this client's.
             expired: Only those whose access token has ended, or only the others.
         """
-        wanted = Filters(user_name, client_id, expired)
+        wanted = _Filters(user_name, client_id, expired)
         rows = self._execute(self._statements.listing(*wanted.shape), wanted.parameters)
         return [TokenRecord(*row) for row in rows]
 
@@ -241,20 +246,15 @@ class SyncTokenRepository:
 
         The filters are those of `list`.
         """
-        wanted = Filters(user_name, client_id, expired)
+        wanted = _Filters(user_name, client_id, expired)
         after: str | None = ""
-        while page := self.page(after, wanted):
+        while page := self._page(after, wanted):
             yield from page
             after = page[-1].id
 
     @_operation
-    def page(self, after: str | None, wanted: Filters) -> Records:
-        """Return the next stored tokens in the order of their ids; what `stream` is made of.
-
-        Args:
-            after: The id of the last token that was returned; at first ``""``.
-            wanted: Which ones.
-        """
+    def _page(self, after: str | None, wanted: _Filters) -> Records:
+        """The next tokens of a `stream`, after the one whose id is given; at first ``""``."""
         rows = self._execute(
             self._statements.listing(*wanted.shape, page=True),
             wanted.parameters | {"after": after, "limit": _PAGE},
@@ -270,7 +270,7 @@ class SyncTokenRepository:
         expired: bool | None = None,
     ) -> int:
         """Count stored tokens. The filters are those of `list`."""
-        wanted = Filters(user_name, client_id, expired)
+        wanted = _Filters(user_name, client_id, expired)
         result = self._execute(self._statements.count(*wanted.shape), wanted.parameters)
         return int(result.scalar_one())
 
@@ -354,14 +354,23 @@ class SyncTokenRepository:
             self._session.flush()
 
     def _connection(self) -> Connection:
-        if isinstance(self._session, Session):
+        if not isinstance(self._session, Session):
+            return self._session
+        try:
             return self._session.connection(bind_arguments={"mapper": self._model})
+        except Exception as error:  # noqa: BLE001 - drivers raise whatever they like here
+            failure = connect_failure_of(error, self._bind.engine.url)
+        raise failure
+
+    @property
+    def _bind(self) -> Engine | Connection:
+        if isinstance(self._session, Session):
+            return self._session.get_bind(self._model)
         return self._session
 
-    @cached_property
+    @property
     def _statements(self) -> Statements:
-        table = cast("Table", self._model.__table__)
-        return statements_for(table, self._connection().dialect.name)
+        return statements_for(cast("Table", self._model.__table__), self._bind.dialect.name)
 
     def _expire_loaded(self) -> None:
         """Let the session load anew what it holds of the table, which changed beneath it."""
@@ -431,9 +440,9 @@ class TokenRepository:
         expired: bool | None = None,
     ) -> AsyncIterator[TokenRecord]:
         """Yield stored tokens in the order of their ids. See `SyncTokenRepository.stream`."""
-        wanted = Filters(user_name, client_id, expired)
+        wanted = _Filters(user_name, client_id, expired)
         after: str | None = ""
-        while page := await self._run(SyncTokenRepository.page, after, wanted):
+        while page := await self._run(SyncTokenRepository._page, after, wanted):
             for record in page:
                 yield record
             after = page[-1].id
@@ -460,6 +469,11 @@ class TokenRepository:
             return operation(SyncTokenRepository(session, model=self._model), *args, **kwargs)
 
         return await self._session.run_sync(run)
+
+
+def _check_record(asked: object) -> None:
+    if not isinstance(asked, TokenRecord):
+        raise InvalidTokenError(f"The token must be a TokenRecord, not {type(asked).__name__}.")
 
 
 def _values(record: TokenRecord) -> dict[str, object]:

@@ -2,11 +2,14 @@
 
 The only place where dialects' SQL differs: how a row is inserted unless it exists, and how rows
 are locked. Parameters of a token's columns carry the columns' names.
+
+Built once by `cache`, which takes no lock: that of `cached_property` is held across a fork, and
+before Python 3.12 is shared by every instance in the process.
 """
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -115,27 +118,31 @@ class Statements:
         self.table = table
         self.dialect = dialect
 
-    @cached_property
+    @property
+    @cache
     def rows(self) -> Select[Any]:
         """Every row."""
         return select(*(self.table.c[name] for name in RECORD_COLUMNS))
 
-    @cached_property
+    @property
+    @cache
     def by_id(self) -> Select[Any]:
         """The row whose id is ``row_id``."""
         return self.rows.where(self._has_id("row_id"))
 
-    @cached_property
+    @property
+    @cache
     def by_identity(self) -> Select[Any]:
         """The row with the identity digest ``identity``, locked."""
         return self.rows.where(self.table.c.identity == bindparam("identity")).with_for_update()
 
-    @cached_property
+    @property
+    @cache
     def lock(self) -> Select[Any]:
         """The row whose id is ``row_id``, locked until the transaction ends."""
         return self.by_id.with_for_update()
 
-    @cache  # noqa: B019 - statements live as long as their table
+    @cache
     def by_rung(self, rung: Rung, *, user: bool, client: bool) -> Select[Any]:
         """The row that a rung hits, the best first, then the one saved last (rules B2 to B7).
 
@@ -161,7 +168,8 @@ class Statements:
                 order.insert(0, case((columns.client_digest.is_(None), 1), else_=0))
         return self.rows.where(and_(*conditions)).order_by(*order).limit(1)
 
-    @cached_property
+    @property
+    @cache
     def absorbed(self) -> Select[Any]:
         """The rows that turn out to be the row that is being saved, locked (rule E4).
 
@@ -189,7 +197,8 @@ class Statements:
     def _agrees(self, digest_column: str) -> ColumnElement[bool]:
         return or_(self.table.c[digest_column].is_(None), self._equals(digest_column))
 
-    @cached_property
+    @property
+    @cache
     def begin_write(self) -> Delete | None:
         """What makes SQLite take the write lock before anything is read.
 
@@ -199,7 +208,8 @@ class Statements:
         """
         return delete(self.table).where(false()) if self.dialect == "sqlite" else None
 
-    @cached_property
+    @property
+    @cache
     def insert_unless_present(self) -> Insert:
         """Insert a row, or do nothing where its id or its identity exists (rule E7).
 
@@ -220,17 +230,20 @@ class Statements:
         """Whether `insert_unless_present` raises where a row is present, in this dialect."""
         return self.dialect not in ("postgresql", "sqlite", *_MYSQL_FAMILY)
 
-    @cached_property
+    @property
+    @cache
     def update(self) -> Update:
         """Write the given columns of the row whose id is ``row_id``."""
         return update(self.table).where(self._has_id("row_id"))
 
-    @cached_property
+    @property
+    @cache
     def delete(self) -> Delete:
         """Remove the row whose id is ``row_id``."""
         return delete(self.table).where(self._has_id("row_id"))
 
-    @cached_property
+    @property
+    @cache
     def delete_all(self) -> Delete:
         """Remove every row."""
         return delete(self.table)
@@ -246,7 +259,7 @@ class Statements:
             return and_(column == value, cast(column, BINARY) == cast(value, BINARY))
         return column == value
 
-    @cache  # noqa: B019 - statements live as long as their table
+    @cache
     def listing(
         self, user: bool, client: bool, expired: bool | None, *, page: bool = False
     ) -> Select[Any]:
@@ -266,7 +279,7 @@ class Statements:
             return listed.where(after).order_by(columns.id).limit(bindparam("limit"))
         return listed.order_by(columns.created_at, columns.id)
 
-    @cache  # noqa: B019 - statements live as long as their table
+    @cache
     def count(self, user: bool, client: bool, expired: bool | None) -> Select[Any]:
         """How many rows `listing` has."""
         filters = self._filters(user, client, expired)

@@ -46,7 +46,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             and for nothing else.
         missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
             ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
-        timeout: Seconds that one call may take in all, retries included.
+        timeout: Seconds that one call may take in all, retries included. Where the server stops
+            answering in the middle of a statement, a synchronous ``Engine`` of your own waits
+            as long as its driver was told to.
 
     Raises:
         ConfigurationError: An argument cannot be used; the message says why.
@@ -82,7 +84,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         """
         self._binding.close()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Start anew in a forked child, where an in-memory database is another, empty one."""
         self._schema_lock = Lock()
         self._schema_is_due = self._create_schema
@@ -126,7 +128,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
         with self._schema_lock:
             if self._schema_is_due:
-                if self._binding.read(provision.current) != provision.head():
+                if not self._binding.read(provision.is_current):
                     self._binding.write(provision.upgrade)
                 self._schema_is_due = False
 

@@ -19,6 +19,7 @@ __all__ = [
     "Answer",
     "Failure",
     "RefusedError",
+    "failed_answer",
     "json_answer",
 ]
 
@@ -81,13 +82,15 @@ class Failure:
     content_type: str = "text/html;charset=UTF-8"
     handled: bool = False
 
-    def answer(self, error: str | None = "failed") -> Answer:
-        """The failure as an answer.
 
-        Args:
-            error: What Zoho found wrong with the request, if it did what was asked.
-        """
-        return Answer(self.status, self.body, self.content_type, error)
+def failed_answer(failure: Failure, error: str | None = "failed") -> Answer:
+    """A failure as an answer.
+
+    Args:
+        failure: How the request goes wrong.
+        error: What Zoho found wrong with the request, if it did what was asked.
+    """
+    return Answer(failure.status, failure.body, failure.content_type, error)
 
 
 TOO_MANY_REQUESTS = {

@@ -13,10 +13,11 @@ from zoho_orm_store.testing.answers import (
     CONNECTION_DROPPED,
     SERVER_ERROR,
     RefusedError,
+    failed_answer,
     json_answer,
 )
 from zoho_orm_store.testing.crm import crm_answer
-from zoho_orm_store.testing.recording import Counts, RecordedRequest
+from zoho_orm_store.testing.recording import Counts, RecordedRequest, counted
 from zoho_orm_store.testing.server import Server
 
 if TYPE_CHECKING:
@@ -169,14 +170,12 @@ class LoopbackZoho(Accounts):
     @property
     def counts(self) -> Counts:
         """How many requests there were since the start or the last `reset_counts`."""
-        return Counts.of(self.requests)
+        return counted(self.requests)
 
     def reset_counts(self) -> None:
         """Forget the requests recorded so far; tokens and limits stay as they are."""
         with self._lock:
             self._requests.clear()
-
-    # -- Answering: called by the server's threads -----------------------------------------------
 
     # -- Answering: called by the server's threads -----------------------------------------------
 
@@ -191,7 +190,7 @@ class LoopbackZoho(Accounts):
                 self._record("api", request.target, at, answer, user)
             return answer
         if self.delay and self._closing.wait(self.delay):
-            return CONNECTION_DROPPED.answer()
+            return failed_answer(CONNECTION_DROPPED)
         kind = _kind(request.method, url.path, params)
         with self._lock:
             answer, user = self._accounts_answer(kind, params)
@@ -204,14 +203,14 @@ class LoopbackZoho(Accounts):
     def _accounts_answer(self, kind: Kind, params: Mapping[str, str]) -> tuple[Answer, str | None]:
         failure = self._next_failure()
         if failure is not None and not failure.handled:
-            return failure.answer(), None
+            return failed_answer(failure), None
         try:
             payload, user = self._handle(kind, params, self.url)
             answer = json_answer(200, payload)
         except RefusedError as refused:
             answer, user = refused.answer, None
         if failure is not None:
-            answer = failure.answer(answer.error)
+            answer = failed_answer(failure, answer.error)
         return answer, user
 
     def _next_failure(self) -> Failure | None:

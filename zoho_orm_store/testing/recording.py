@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from typing_extensions import Self
-
-__all__ = ["Counts", "Kind", "RecordedRequest"]
+__all__ = ["Counts", "Kind", "RecordedRequest", "counted"]
 
 Kind: TypeAlias = Literal["exchange", "refresh", "revoke", "api", "unknown"]
 """What a request asked for; see `RecordedRequest`."""
@@ -60,14 +58,14 @@ class Counts:
     refused: int
     api_calls: int
 
-    @classmethod
-    def of(cls, requests: Iterable[RecordedRequest]) -> Self:
-        """Count requests."""
-        done: Counter[Kind] = Counter()
-        refused = 0
-        for request in requests:
-            if request.error is None or request.kind == "api":
-                done[request.kind] += 1
-            elif request.kind in ("exchange", "refresh"):
-                refused += 1
-        return cls(done["exchange"], done["refresh"], done["revoke"], refused, done["api"])
+
+def counted(requests: Iterable[RecordedRequest]) -> Counts:
+    """Count requests."""
+    done: Counter[Kind] = Counter()
+    refused = 0
+    for request in requests:
+        if request.error is None or request.kind == "api":
+            done[request.kind] += 1
+        elif request.kind in ("exchange", "refresh"):
+            refused += 1
+    return Counts(done["exchange"], done["refresh"], done["revoke"], refused, done["api"])
