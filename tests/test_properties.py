@@ -18,31 +18,41 @@ CLIENTS = ("c", "C", "c ")
 TOKENS = ("t", "T", "ť", "t ")
 IDS = ("1", "1 ", "10", "1 or 1=1", "é", "e\u0301")
 
-known_fields = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": st.sampled_from(IDS),
-        "user": st.sampled_from(USERS),
-        "client_id": st.sampled_from(CLIENTS),
-        "client_secret": st.just("s"),
-        "refresh_token": st.sampled_from(TOKENS),
-        "access_token": st.sampled_from(TOKENS),
-        "grant_token": st.sampled_from(TOKENS),
-        "expires_in": st.sampled_from(("1", "2", "3")),
-        "redirect_url": st.sampled_from(("r", "R")),
-    },
-)
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("save"), known_fields),
-        st.tuples(st.just("save"), known_fields),
-        st.tuples(st.just("find"), known_fields),
-        st.tuples(st.just("delete"), st.sampled_from(IDS)),
+
+def few(values):
+    """A pair of values, since only tokens that share some can be taken for each other."""
+    return st.lists(st.sampled_from(values), min_size=2, max_size=2, unique=True)
+
+
+def once_in(times, strategy):
+    return st.one_of(*[st.none()] * (times - 1), strategy)
+
+
+@st.composite
+def operations(draw):
+    users, clients, tokens, ids = (draw(few(pool)) for pool in (USERS, CLIENTS, TOKENS, IDS))
+    fields = st.fixed_dictionaries(
+        {
+            "id": once_in(6, st.sampled_from(ids)),
+            "user": once_in(2, st.sampled_from(users)),
+            "client_id": once_in(2, st.sampled_from(clients)),
+            "client_secret": once_in(4, st.just("s")),
+            "refresh_token": once_in(2, st.sampled_from(tokens)),
+            "access_token": once_in(2, st.sampled_from(tokens)),
+            "grant_token": once_in(4, st.sampled_from(tokens)),
+            "expires_in": once_in(2, st.sampled_from(("1", "2", "3"))),
+            "redirect_url": once_in(4, st.sampled_from(("r", "R"))),
+        },
+    )
+    known_fields = fields.map(lambda all: {k: v for k, v in all.items() if v is not None})
+    operation = st.one_of(
+        *[st.tuples(st.just("save"), known_fields)] * 6,
+        *[st.tuples(st.just("find"), known_fields)] * 3,
+        st.tuples(st.just("delete"), st.sampled_from(ids)),
         st.tuples(st.just("delete one"), st.integers(0, 5)),
         st.tuples(st.just("delete all"), st.none()),
-    ),
-    max_size=14,
-)
+    )
+    return draw(st.lists(operation, min_size=3, max_size=16))
 
 
 def as_dict(token):
@@ -107,8 +117,8 @@ def check_save(store, model, argument, age):
     assert token.get_id() == saved["id"]
 
 
-@settings(max_examples=400, deadline=None)
-@given(operations)
+@settings(max_examples=800, deadline=None)
+@given(operations())
 def test_the_memory_store_does_what_the_model_does(sequence):
     with MemoryTokenStore() as store:
         check_sequence(store, sequence)
@@ -121,9 +131,9 @@ def memory_store():
 
 
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(sequence=operations)
+@given(sequence=operations())
 def test_sqlite_in_memory_does_what_the_model_does(memory_store, sequence):
     memory_store.delete_tokens()
     check_sequence(memory_store, sequence)
@@ -134,7 +144,7 @@ def test_each_database_does_what_the_model_does(name, provisioned):
     url = provisioned(name)
 
     @settings(max_examples=40, deadline=None)
-    @given(operations)
+    @given(operations())
     def check(sequence):
         empty(url)
         check_sequence(store, sequence)
