@@ -483,6 +483,22 @@ class TestErrors:
         )
         assert "zoho-orm-store[sdk]" in result.stdout
 
+    def test_an_older_sdk_without_its_mysql_driver_names_it_G2(self, tmp_path):
+        token = tmp_path.joinpath("zohocrmsdk/src/com/zoho/api/authenticator/oauth_token.py")
+        token.parent.mkdir(parents=True)
+        token.write_text("import mysql.connector")
+        tmp_path.joinpath("zohocrmsdk/__init__.py").touch()
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules['mysql'] = None\n"
+            "import zoho_orm_store as z\n"
+            "try: z.MemoryTokenStore\n"
+            "except z.ConfigurationError as e: print(e)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert "pip install mysql-connector-python" in result.stdout
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoho_orm_store.errors import InvalidTokenError, MissingDependencyError
+from zoho_orm_store.errors import ConfigurationError, InvalidTokenError, MissingDependencyError
 from zoho_orm_store.record import TokenRecord, parse_expiry
 
 try:
@@ -14,9 +14,13 @@ try:
     from zohocrmsdk.src.com.zoho.crm.api.user_signature import UserSignature
     from zohocrmsdk.src.com.zoho.crm.api.util.constants import Constants
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "zohocrmsdk":
-        raise
-    raise MissingDependencyError("zohocrmsdk8-0", "sdk") from None
+    package = (error.name or "").partition(".")[0]
+    if package == "zohocrmsdk":
+        raise MissingDependencyError("zohocrmsdk8-0", "sdk") from None
+    raise ConfigurationError(
+        f"The installed Zoho CRM SDK needs the package {package!r}, which is not installed"
+        f"{' (pip install mysql-connector-python)' if package == 'mysql' else ''}."
+    ) from None
 
 if TYPE_CHECKING:
     from zoho_orm_store.errors import ZohoOrmStoreError
