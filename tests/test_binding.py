@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import pytest
+from asyncpg import InternalClientError
 from conftest import FULL, known, make_token, open_store
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -211,6 +212,23 @@ class TestRestarts:
         self.kill_connections(route_url)
         save(store, user="u", access_token="a")
         assert len(store.get_tokens()) == 2
+
+    @pytest.mark.parametrize("error", [InternalClientError("state 11"), ConnectionResetError()])
+    def test_an_error_of_the_driver_that_sqlalchemy_lets_through_H1(self, tmp_path, error):
+        engine = create_engine(f"sqlite:///{tmp_path / 'tokens.db'}")
+        provision.upgrade(engine)
+        due = [error]
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def fail_once(*_):
+            if due:
+                raise due.pop()
+
+        with SQLAlchemyTokenStore(engine) as store:
+            saved = save(store, **FULL)
+            due.append(error)
+            assert known(store.find_token_by_id(saved.get_id())) == known(saved)
+        engine.dispose()
 
 
 class TestEnginesOfTheApplication:

@@ -24,6 +24,7 @@ from zoho_orm_store.dialects import (
     connect_args,
     connect_failure_of,
     failure_of,
+    is_database_error,
     is_memory,
 )
 from zoho_orm_store.errors import (
@@ -255,8 +256,12 @@ def _transact(
         with connection.begin():
             _prepare_to_write(connection, remaining)
             return work(connection)
-    except exc.SQLAlchemyError as error:
+    except Exception as error:
+        if not is_database_error(error):
+            raise
         failure = failure_of(error)
+        if not isinstance(error, exc.SQLAlchemyError):
+            connection.invalidate()
     raise failure
 
 

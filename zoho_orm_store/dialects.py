@@ -23,6 +23,7 @@ __all__ = [
     "connect_args",
     "connect_failure_of",
     "failure_of",
+    "is_database_error",
     "is_memory",
     "shown",
 ]
@@ -107,15 +108,29 @@ def connect_args(url: URL, driver: str, timeout: float) -> dict[str, object]:
     return {name: value for name in _CONNECT_ARGS.get(driver, ()) if name not in url.query}
 
 
-def failure_of(error: exc.SQLAlchemyError) -> DatabaseError:
+def is_database_error(error: Exception) -> bool:
+    """Whether SQLAlchemy or a driver raised an error.
+
+    On a broken connection some drivers raise errors that SQLAlchemy does not wrap.
+    """
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, (exc.SQLAlchemyError, OSError)) or package in EXTRAS
+
+
+def failure_of(error: Exception) -> DatabaseError:
     """What a failed statement means to whoever ran it.
 
     The driver's text is cut down to what cannot hold a value of the row, and the original error
     is not chained, because its text may (PostgreSQL's ``DETAIL`` shows whole rows; rule G3).
 
     Args:
-        error: What SQLAlchemy raised.
+        error: What SQLAlchemy or the driver raised (`is_database_error`).
     """
+    if not isinstance(error, exc.SQLAlchemyError):
+        reason = _without_values(str(error))
+        return DatabaseError(
+            f"The driver reported {type(error).__name__}: {reason}", retryable=True
+        )
     if isinstance(error, exc.TimeoutError):
         return DatabaseTimeoutError(
             "No connection became free in the engine's pool in time. "

@@ -8,7 +8,7 @@ Two processes that upgrade at once wait for each other.
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -17,16 +17,17 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 
-from zoho_orm_store.binding import bind_to
+from zoho_orm_store.binding import Binding, bind_to
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.migrations.environment import VERSION_TABLE
 from zoho_orm_store.models import metadata
-from zoho_orm_store.statements import lock_schema, unlock_schema
+from zoho_orm_store.statements import commit_schema, lock_schema, unlock_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from sqlalchemy import Executable
     from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
 
     from zoho_orm_store.binding import Bind
@@ -45,13 +46,15 @@ __all__ = [
 
 T = TypeVar("T")
 
+Target: TypeAlias = "Bind | Connection | Binding"
+
 _TABLES = frozenset({*metadata.tables, VERSION_TABLE})
 
 _PATIENCE = 30.0
 """Seconds to wait for a database that is busy."""
 
 
-def upgrade(bind: Bind | Connection, revision: str = "head") -> None:
+def upgrade(bind: Target, revision: str = "head") -> None:
     """Make or upgrade the tables; a table of the SDK's own stores is adopted with its tokens.
 
     Args:
@@ -66,7 +69,7 @@ def upgrade(bind: Bind | Connection, revision: str = "head") -> None:
     _migrate(bind, command.upgrade, revision)
 
 
-def downgrade(bind: Bind | Connection, revision: str = "base") -> None:
+def downgrade(bind: Target, revision: str = "base") -> None:
     """Take the schema back; a table that holds tokens is never dropped.
 
     Args:
@@ -80,7 +83,7 @@ def downgrade(bind: Bind | Connection, revision: str = "base") -> None:
     _migrate(bind, command.downgrade, revision)
 
 
-def current(bind: Bind | Connection) -> str | None:
+def current(bind: Target) -> str | None:
     """Return the schema's revision, or ``None`` where there is none.
 
     Raises:
@@ -89,7 +92,7 @@ def current(bind: Bind | Connection) -> str | None:
     return _read(bind, _current)
 
 
-def is_current(bind: Bind | Connection) -> bool:
+def is_current(bind: Target) -> bool:
     """Return whether the tables are this package's newest, whoever has made them.
 
     Every table, column and index is there, and they are at the newest revision, unless a
@@ -101,7 +104,7 @@ def is_current(bind: Bind | Connection) -> bool:
     return _read(bind, _is_current)
 
 
-def check(bind: Bind | Connection) -> None:
+def check(bind: Target) -> None:
     """Check that the tables are this package's newest (see `is_current`).
 
     Raises:
@@ -140,26 +143,29 @@ def revisions() -> list[str]:
     return [script.revision for script in walked][::-1]
 
 
-def _read(bind: Bind | Connection, work: Callable[[Connection], T]) -> T:
-    if isinstance(bind, Connection):
-        return work(bind)
-    with closing(bind_to(bind, timeout=_PATIENCE)) as binding:
+def _read(target: Target, work: Callable[[Connection], T]) -> T:
+    if isinstance(target, Connection):
+        return work(target)
+    with _binding(target, timeout=_PATIENCE) as binding:
         return binding.read(work)
 
 
-def _migrate(bind: Bind | Connection, migrate: Callable[[Config, str], None], to: str) -> None:
+def _migrate(target: Target, migrate: Callable[[Config, str], None], to: str) -> None:
+    config = _config()
+
     def work(connection: Connection) -> None:
-        config = _config()
         config.attributes["connection"] = connection
         with _schema_locked(connection):
             migrate(config, to)
+            if connection is not target:
+                _run(connection, commit_schema)
 
     try:
-        if isinstance(bind, Connection):
-            work(bind)
+        if isinstance(target, Connection):
+            work(target)
         else:
             # A large table takes its time, but another process's lock is not waited for forever.
-            with closing(bind_to(bind, timeout=None, retry_for=_PATIENCE)) as binding:
+            with _binding(target, timeout=None) as binding:
                 binding.write(work)
     except CommandError as error:
         problem = ConfigurationError(f"{error} The revisions are {', '.join(revisions())}.")
@@ -169,15 +175,27 @@ def _migrate(bind: Bind | Connection, migrate: Callable[[Config, str], None], to
 
 
 @contextmanager
+def _binding(target: Bind | Binding, timeout: float | None) -> Iterator[Binding]:
+    if isinstance(target, Binding):
+        yield target
+    else:
+        with closing(bind_to(target, timeout=timeout, retry_for=_PATIENCE)) as binding:
+            yield binding
+
+
+@contextmanager
 def _schema_locked(connection: Connection) -> Iterator[None]:
-    lock, unlock = (make(connection.dialect.name) for make in (lock_schema, unlock_schema))
-    if lock is not None:
-        connection.execute(lock)
+    _run(connection, lock_schema)
     try:
         yield
     finally:
-        if unlock is not None:
-            connection.execute(unlock)
+        _run(connection, unlock_schema)
+
+
+def _run(connection: Connection, statement_for: Callable[[str], Executable | None]) -> None:
+    statement = statement_for(connection.dialect.name)
+    if statement is not None:
+        connection.execute(statement)
 
 
 def _current(connection: Connection) -> str | None:

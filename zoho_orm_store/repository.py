@@ -25,7 +25,7 @@ from uuid import uuid4
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from zoho_orm_store.dialects import connect_failure_of, failure_of
+from zoho_orm_store.dialects import connect_failure_of, failure_of, is_database_error
 from zoho_orm_store.digests import (
     DIGEST_COLUMNS,
     digest,
@@ -103,7 +103,9 @@ def _operation(
         self._flush()
         try:
             return method(self, *args, **kwargs)
-        except exc.SQLAlchemyError as error:
+        except Exception as error:
+            if not is_database_error(error):
+                raise
             failure = failure_of(error)
         raise failure
 

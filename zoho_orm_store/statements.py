@@ -41,6 +41,7 @@ __all__ = [
     "RECORD_COLUMNS",
     "Statements",
     "begin_immediate",
+    "commit_schema",
     "limit_waiting",
     "lock_schema",
     "statements_for",
@@ -91,6 +92,14 @@ def lock_schema(dialect: str) -> Select[Any] | None:
     if dialect in _MYSQL_FAMILY:
         return select(func.get_lock(f"zoho_orm_store_{_SCHEMA_LOCK}", 600))
     return None
+
+
+def commit_schema(dialect: str) -> TextClause | None:
+    """Commit what follows a schema change that has committed itself, such as its revision.
+
+    Otherwise whoever waits for `lock_schema` would go by the revision before.
+    """
+    return text("COMMIT") if dialect in _MYSQL_FAMILY else None
 
 
 def unlock_schema(dialect: str) -> Select[Any] | None:

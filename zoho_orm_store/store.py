@@ -128,8 +128,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
         with self._schema_lock:
             if self._schema_is_due:
-                if not self._binding.read(provision.is_current):
-                    self._binding.write(provision.upgrade)
+                if not provision.is_current(self._binding):
+                    provision.upgrade(self._binding)
                 self._schema_is_due = False
 
     def _explained(self, error: SchemaError) -> SchemaError:

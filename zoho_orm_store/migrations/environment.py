@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alembic import context
 
@@ -12,7 +12,9 @@ from zoho_orm_store.errors import ConfigurationError
 from zoho_orm_store.models import metadata
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from alembic.migration import MigrationContext
+    from sqlalchemy import Column, Connection
+    from sqlalchemy.types import TypeEngine
 
 __all__ = ["URL_VARIABLE", "VERSION_TABLE", "run"]
 
@@ -59,13 +61,29 @@ def _configure(**options: object) -> None:
         target_metadata=metadata,
         version_table=VERSION_TABLE,
         include_name=_is_ours,
-        compare_type=True,
+        compare_type=_differs,
         **options,  # type: ignore[arg-type]
     )
 
 
 def _is_ours(name: str | None, kind: str, parents: object) -> bool:
     return kind != "table" or name in metadata.tables
+
+
+def _differs(
+    context: MigrationContext,
+    inspected_column: Column[Any],
+    metadata_column: Column[Any],
+    inspected_type: TypeEngine[Any],
+    metadata_type: TypeEngine[Any],
+) -> bool | None:
+    """Whether a column's type has changed; ``None`` leaves that to Alembic.
+
+    On MySQL and MariaDB the ids' collation depends on the server, which a model does not know:
+    see ``id_type`` in the second revision.
+    """
+    has_collation = getattr(inspected_type, "collation", None) is not None
+    return False if metadata_column.name == "id" and has_collation else None
 
 
 def _url() -> str:
