@@ -16,7 +16,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from databases import DATABASES, SERVERS, fresh_database, why_unreachable
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool
 
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 REQUIRE_SERVERS = os.environ.get("ZOHO_ORM_STORE_REQUIRE_SERVERS") == "1"
-
-SERVERS = {
-    "postgresql": make_url(
-        os.environ.get(
-            "ZOHO_ORM_STORE_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
-        )
-    ),
-    "mariadb": make_url(
-        os.environ.get("ZOHO_ORM_STORE_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
-    ),
-}
-
-DATABASES = ("sqlite", *SERVERS)
 
 
 @dataclass(frozen=True)
@@ -78,19 +66,8 @@ ROUTES = (
 )
 
 
-def _why_unreachable(url: URL) -> str | None:
-    engine = create_engine(url, connect_args={"connect_timeout": 3})
-    try:
-        with engine.connect():
-            return None
-    except Exception as error:  # noqa: BLE001 - whatever the driver raises
-        return str(getattr(error, "orig", error)).strip().split("\n")[0]
-    finally:
-        engine.dispose()
-
-
 UNREACHABLE = {
-    name: reason for name, url in SERVERS.items() if (reason := _why_unreachable(url)) is not None
+    name: reason for name, url in SERVERS.items() if (reason := why_unreachable(url)) is not None
 }
 _left_out: dict[str, int] = {}
 
@@ -131,25 +108,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             yellow=True,
             bold=True,
         )
-
-
-@contextmanager
-def fresh_database(name: str, directory: Path) -> Iterator[URL]:
-    """A new, empty database, dropped afterwards; its URL names the synchronous driver."""
-    label = f"zos_{os.getpid()}_{time.time_ns() % 10**9}"
-    if name == "sqlite":
-        yield make_url(f"sqlite:///{directory / label}.db")
-        return
-    administrator = create_engine(SERVERS[name], isolation_level="AUTOCOMMIT")
-    with administrator.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {label}"))
-    try:
-        yield SERVERS[name].set(database=label)
-    finally:
-        force = " WITH (FORCE)" if name == "postgresql" else ""
-        with administrator.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {label}{force}"))
-        administrator.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from conftest import DATABASES, empty, make_token
+from conftest import empty, make_token
 from contract_model import Model, RefusedError
+from databases import DATABASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -22,7 +22,7 @@ from zoho_orm_store.sdk import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -57,8 +57,7 @@ class StoredTokens(Protocol):
     def delete_all(self) -> int:  # noqa: D102
         ...
 
-    def list(self) -> list[TokenRecord]:  # noqa: D102
-        ...
+    def _oldest_first(self) -> Iterator[TokenRecord]: ...
 
 
 def _for_the_sdk(
@@ -202,7 +201,7 @@ class TokenStoreAdapter(TokenStore):
         Raises:
             SDKException: The database failed.
         """
-        return [token_of(record) for record in self._read(methodcaller("list"))]
+        return self._read(lambda stored: [*map(token_of, stored._oldest_first())])
 
 
 def _is_known_id(id_: object) -> bool:

@@ -10,30 +10,16 @@ import random
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from itertools import count
-from threading import RLock
+from threading import Lock
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Engine, create_engine, exc, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, StaticPool
+from sqlalchemy import Engine, exc
+from sqlalchemy.pool import StaticPool
 
-from zoho_orm_store.dialects import (
-    AUTOCOMMIT_READS,
-    EXTRAS,
-    connect_args,
-    connect_failure_of,
-    failure_of,
-    is_database_error,
-    is_memory,
-)
-from zoho_orm_store.errors import (
-    ConfigurationError,
-    DatabaseError,
-    DatabaseTimeoutError,
-    MissingDependencyError,
-    StoreClosedError,
-)
+from zoho_orm_store.dialects import connect_failure_of, failure_of, is_database_error
+from zoho_orm_store.engines import engines_for
+from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClosedError
 from zoho_orm_store.forks import Gate, tell_forked_children
 from zoho_orm_store.loop import LoopThread
 from zoho_orm_store.statements import begin_immediate, limit_waiting
@@ -41,27 +27,24 @@ from zoho_orm_store.statements import begin_immediate, limit_waiting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import URL, Connection, Pool
+    from sqlalchemy import URL, Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["Bind", "Binding", "bind_to"]
+    from zoho_orm_store.engines import Bind, Engines
+
+__all__ = ["Binding", "bind_to"]
 
 T = TypeVar("T")
 
-Bind: TypeAlias = "str | URL | Engine | AsyncEngine"
-
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.25
-_LONGEST_CONNECT = 10.0
-
-_inherited: list[object] = []
-"""Pools of a parent process. Finalizing one here would close the parent's connections."""
 
 
 def bind_to(bind: Bind, *, timeout: float | None = None, retry_for: float | None = None) -> Binding:
     """Bind to a database, without connecting to it.
 
     Args:
-        bind: A URL, for which an engine is made and owned, or an engine, which is only used.
+        bind: A URL, for which engines are made and owned, or an engine, which is only used.
         timeout: Seconds that one piece of work may take in all; ``None`` sets no limit.
         retry_for: Seconds in which work is tried again; the timeout, if not given.
 
@@ -69,14 +52,10 @@ def bind_to(bind: Bind, *, timeout: float | None = None, retry_for: float | None
         ConfigurationError: The URL or the engine cannot be used; the message says why.
         MissingDependencyError: The URL's driver is not installed.
     """
-    if isinstance(bind, Engine):
-        return SyncBinding(bind, timeout, retry_for, owned=False)
-    if isinstance(bind, AsyncEngine):
-        return AsyncBinding(_clone_async(bind), timeout, retry_for)
-    engine = _engine_for(_parse(bind), timeout)
-    if isinstance(engine, AsyncEngine):
-        return AsyncBinding(engine, timeout, retry_for)
-    return SyncBinding(engine, timeout, retry_for, owned=True)
+    engines = engines_for(bind, timeout)
+    if isinstance(engines.writing, Engine):
+        return SyncBinding(engines, timeout, retry_for)
+    return AsyncBinding(engines, timeout, retry_for)
 
 
 class Binding(ABC):
@@ -152,44 +131,41 @@ class SyncBinding(Binding):
     """A binding to a synchronous engine."""
 
     def __init__(
-        self, engine: Engine, timeout: float | None, retry_for: float | None, *, owned: bool
+        self, engines: Engines[Engine], timeout: float | None, retry_for: float | None
     ) -> None:
-        super().__init__(engine.url, timeout, retry_for)
-        self._owned = owned
-        self._use(engine)
+        super().__init__(engines.writing.url, timeout, retry_for)
+        self._use(engines)
 
-    def _use(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reading_engine = _reading(engine)
-        # One connection for all threads: their transactions must not run into each other.
-        self._turn = RLock() if isinstance(engine.pool, StaticPool) else None
+    def _use(self, engines: Engines[Engine]) -> None:
+        self._engines = engines
+        self._reading_turn, self._writing_turn = _turns(engines.writing)
 
     def close(self) -> None:
         self._closed = True
-        if self._owned:
-            self._engine.dispose()
+        if self._engines.owned:
+            self._engines.reading.dispose()
+            self._engines.writing.dispose()
 
     def _forked(self) -> None:
-        pool = self._engine.pool
-        _inherited.append(pool)
-        if self._owned:
-            self._engine.dispose(close=False)
-        else:
-            self._engine, self._owned = _clone(self._engine, pool), True
-        self._use(self._engine)
+        self._use(self._engines.renewed())
 
     def _attempt(
         self, work: Callable[[Connection], T], remaining: float | None, *, writes: bool
     ) -> T:
-        if self._turn is None:
+        turn = self._writing_turn if writes else self._reading_turn
+        if turn is None:
             return self._connect_and_run(work, remaining, writes=writes)
-        with self._turn:
+        if not turn.acquire(timeout=-1 if remaining is None else max(0, remaining)):
+            raise DatabaseTimeoutError("Other threads kept the database busy for too long.")
+        try:
             return self._connect_and_run(work, remaining, writes=writes)
+        finally:
+            turn.release()
 
     def _connect_and_run(
         self, work: Callable[[Connection], T], remaining: float | None, *, writes: bool
     ) -> T:
-        engine = self._engine if writes else self._reading_engine
+        engine = self._engines.writing if writes else self._engines.reading
         try:
             connection = engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise whatever they like here
@@ -203,20 +179,24 @@ class SyncBinding(Binding):
 class AsyncBinding(Binding):
     """A binding to an asynchronous engine of its own, which lives on a loop thread."""
 
-    def __init__(self, engine: AsyncEngine, timeout: float | None, retry_for: float | None) -> None:
-        super().__init__(engine.url, timeout, retry_for)
-        self._engine = engine
-        self._reading_engine = AsyncEngine(_reading(engine.sync_engine))
+    def __init__(
+        self, engines: Engines[AsyncEngine], timeout: float | None, retry_for: float | None
+    ) -> None:
+        super().__init__(engines.writing.url, timeout, retry_for)
+        self._engines = engines
         self._loop_thread = LoopThread()
 
     def close(self) -> None:
         self._closed = True
-        self._loop_thread.run(self._engine.dispose(), timeout=None)
+        self._loop_thread.run(self._dispose(), timeout=None)
         self._loop_thread.stop()
 
+    async def _dispose(self) -> None:
+        await self._engines.reading.dispose()
+        await self._engines.writing.dispose()
+
     def _forked(self) -> None:
-        _inherited.append(self._engine.sync_engine.pool)
-        self._engine.sync_engine.dispose(close=False)
+        self._engines = self._engines.renewed()
         self._loop_thread.abandon()
 
     def _attempt(
@@ -229,7 +209,7 @@ class AsyncBinding(Binding):
     async def _connect_and_run(
         self, work: Callable[[Connection], T], remaining: float | None, *, writes: bool
     ) -> T:
-        engine = self._engine if writes else self._reading_engine
+        engine = self._engines.writing if writes else self._engines.reading
         try:
             connection = await engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise whatever they like here
@@ -285,87 +265,16 @@ def _prepare_to_write(connection: Connection, remaining: float | None) -> None:
             connection.execute(limit)
 
 
-def _reading(engine: Engine) -> Engine:
-    if engine.dialect.name not in AUTOCOMMIT_READS:
-        return engine
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+def _turns(engine: Engine) -> tuple[Lock | None, Lock | None]:
+    """What threads wait for before they read, and before they write.
 
-
-def _parse(bind: object) -> URL:
-    try:
-        return make_url(bind)  # type: ignore[arg-type]  # refuses what is no URL
-    except (exc.ArgumentError, ValueError):  # whose texts may hold a password
-        given = "text that is none" if isinstance(bind, str) else type(bind).__name__
-    raise ConfigurationError(
-        "The database must be a URL such as 'sqlite:///zohooauth.db' or "
-        f"'postgresql+psycopg://user:password@host:5432/name', or an engine; not {given}."
-    )
-
-
-def _engine_for(url: URL, timeout: float | None) -> Engine | AsyncEngine:
-    try:
-        dialect = url.get_dialect()
-        make_engine = create_async_engine if dialect.is_async else create_engine
-        return make_engine(url, **_engine_options(url, dialect.driver, timeout))
-    except exc.NoSuchModuleError:
-        problem: ConfigurationError = ConfigurationError(
-            f"SQLAlchemy knows no database driver {url.drivername!r}. Use for example "
-            "'sqlite://', 'postgresql+psycopg://' or 'mysql+pymysql://'."
-        )
-    except ModuleNotFoundError as error:
-        package = error.name or dialect.driver
-        problem = _missing_driver(package, url)
-    except exc.ArgumentError as error:
-        problem = ConfigurationError(f"The database URL cannot be used: {error}")
-    raise problem
-
-
-def _missing_driver(package: str, url: URL) -> ConfigurationError:
-    if package in EXTRAS:
-        return MissingDependencyError(package, EXTRAS[package])
-    return ConfigurationError(
-        f"The database driver of {url.drivername!r} needs the package {package!r}, "
-        "which is not installed."
-    )
-
-
-def _engine_options(url: URL, driver: str, timeout: float | None) -> dict[str, Any]:
-    limit = _LONGEST_CONNECT if timeout is None else timeout
-    arguments = connect_args(url, driver, limit)
-    options: dict[str, Any] = {"connect_args": arguments, "hide_parameters": True}
-    if is_memory(url):
-        # The database is its one connection, which the threads take in turns.
-        is_async = driver == "aiosqlite"
-        arguments["check_same_thread"] = False
-        options |= {
-            "poolclass": AsyncAdaptedQueuePool if is_async else QueuePool,
-            "pool_size": 1,
-            "max_overflow": 0,
-        }
-    return options | {"pool_timeout": limit}
-
-
-def _clone(engine: Engine, pool: Pool) -> Engine:
-    """The same engine with a pool of its own, of the same class and size."""
-    return create_engine(
-        engine.url,
-        pool=pool.recreate(),
-        hide_parameters=True,
-        execution_options=engine.get_execution_options(),
-    )
-
-
-def _clone_async(engine: AsyncEngine) -> AsyncEngine:
-    """The same engine with a pool of its own, since a pool belongs to one event loop."""
-    if is_memory(engine.url):
-        raise ConfigurationError(
-            "An AsyncEngine on an in-memory SQLite database cannot be shared with the store's "
-            "event loop, where the database would be another, empty one. Pass the URL "
-            "'sqlite+aiosqlite:///:memory:' for a private database, or use a file."
-        )
-    return create_async_engine(
-        engine.url,
-        pool=engine.sync_engine.pool.recreate(),
-        hide_parameters=True,
-        execution_options=engine.get_execution_options(),
-    )
+    A SQLite file has one writer at a time, and its readers would contend for the interpreter's
+    lock at every step: both are faster in turns. On an engine with one connection for all
+    threads, the transactions must not run into each other.
+    """
+    if isinstance(engine.pool, StaticPool):
+        turn = Lock()
+        return turn, turn
+    if engine.dialect.name == "sqlite":
+        return Lock(), Lock()
+    return None, None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 __all__ = [
+    "AUTOCOMMIT_IS_FREE",
     "AUTOCOMMIT_READS",
     "EXTRAS",
     "connect_args",
@@ -28,8 +29,11 @@ __all__ = [
     "shown",
 ]
 
-AUTOCOMMIT_READS = frozenset({"postgresql"})
-"""Where a read outside a transaction is one round trip instead of three, and switching is free."""
+AUTOCOMMIT_READS = frozenset({"postgresql", "mysql", "mariadb"})
+"""Where a read outside a transaction saves round trips."""
+
+AUTOCOMMIT_IS_FREE = frozenset({"postgresql"})
+"""Where a connection changes to AUTOCOMMIT and back without a round trip."""
 
 EXTRAS = {
     "psycopg": "postgresql",
@@ -114,7 +118,7 @@ def is_database_error(error: Exception) -> bool:
     On a broken connection some drivers raise errors that SQLAlchemy does not wrap.
     """
     package = type(error).__module__.partition(".")[0]
-    return isinstance(error, (exc.SQLAlchemyError, OSError)) or package in EXTRAS
+    return isinstance(error, (exc.SQLAlchemyError, ConnectionError)) or package in EXTRAS
 
 
 def failure_of(error: Exception) -> DatabaseError:

@@ -22,7 +22,7 @@ from zoho_orm_store.matching import (
 from zoho_orm_store.record import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from zoho_orm_store.adapter import MissingId
     from zoho_orm_store.record import TokenRecord
@@ -52,7 +52,7 @@ class MemoryTokenStore(TokenStoreAdapter):
         tell_forked_children(self)
 
     def __repr__(self) -> str:
-        return f"MemoryTokenStore({len(self._tokens.list())} tokens)"
+        return f"MemoryTokenStore({len(self._tokens)} tokens)"
 
     def _forked(self) -> None:
         """Go on in a forked child, even if another thread was at work in the parent."""
@@ -115,8 +115,11 @@ class _TokenList:
         self._records = []
         return deleted
 
-    def list(self) -> list[TokenRecord]:
-        return [*self._records]
+    def _oldest_first(self) -> Iterator[TokenRecord]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
 
     def _match(self, asked: TokenRecord, rungs: Sequence[Rung]) -> TokenRecord | None:
         for rung in rungs:

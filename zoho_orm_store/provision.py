@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
 
-    from zoho_orm_store.binding import Bind
+    from zoho_orm_store.engines import Bind
 
 __all__ = [
     "check",

@@ -93,6 +93,9 @@ class _Filters(NamedTuple):
         return parameters
 
 
+_ALL = _Filters(None, None, None)
+
+
 def _operation(
     method: Callable[Concatenate[SyncTokenRepository, P], T],
 ) -> Callable[Concatenate[SyncTokenRepository, P], T]:
@@ -233,9 +236,12 @@ class SyncTokenRepository:
             client_id: Only this client's.
             expired: Only those whose access token has ended, or only the others.
         """
-        wanted = _Filters(user_name, client_id, expired)
+        return [*self._oldest_first(_Filters(user_name, client_id, expired))]
+
+    def _oldest_first(self, wanted: _Filters = _ALL) -> Iterator[TokenRecord]:
+        """The tokens of a listing, not all of them in memory as rows and as records at once."""
         rows = self._execute(self._statements.listing(*wanted.shape), wanted.parameters)
-        return [TokenRecord(*row) for row in rows]
+        return (TokenRecord(*row) for row in rows)
 
     def stream(
         self,

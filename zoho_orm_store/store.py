@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from zoho_orm_store.adapter import MissingId, StoredTokens
-    from zoho_orm_store.binding import Bind
+    from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import StoredTokenMixin
 
 __all__ = ["SQLAlchemyTokenStore"]

@@ -1,0 +1,242 @@
+"""The budgets of the design, each a ratio between two things that are measured in one run."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import psycopg
+from databases import fresh_database
+from measure import ROUNDS, Result, compare, in_turns
+from sqlalchemy import create_engine, text
+from tokens import any_of, fill, record, row_of, sdk_token
+from zohocrmsdk.src.com.zoho.api.authenticator.store.db_store import DBStore
+
+from zoho_orm_store import SQLAlchemyTokenStore
+from zoho_orm_store.sdk import OAuthToken, UserSignature
+from zoho_orm_store.statements import RECORD_COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import URL
+
+COLUMNS = ", ".join(RECORD_COLUMNS)
+SELECT = f"SELECT {COLUMNS} FROM oauthtoken WHERE id = "
+
+
+@contextmanager
+def filled(name: str, directory: Path, rows: int) -> Iterator[tuple[SQLAlchemyTokenStore, URL]]:
+    """A store on a new database with so many tokens."""
+    with fresh_database(name, directory) as url:
+        fill(url, rows)
+        with SQLAlchemyTokenStore(url) as store:
+            yield store, url
+
+
+def sqlite_lookup(directory: Path, rows: int) -> Iterator[Result]:
+    """find_token_by_id on a SQLite file, against the standard library's sqlite3."""
+    with filled("sqlite", directory, 1000) as (store, url):
+        number = any_of(1000)
+
+        def by_id() -> object:
+            return store.find_token_by_id(f"{number():032x}")
+
+        def raw(connection: sqlite3.Connection) -> object:
+            return connection.execute(f"{SELECT}?", (f"{number():032x}",)).fetchone()
+
+        def connect_and_select() -> object:
+            with closing(sqlite3.connect(url.database or "")) as connection:
+                return raw(connection)
+
+        yield compare(
+            "find_token_by_id", by_id, "sqlite3, connect and select", connect_and_select, 1
+        )
+        with closing(sqlite3.connect(url.database or "")) as connection:
+            yield compare(
+                "find_token_by_id", by_id, "sqlite3, open connection", lambda: raw(connection), 10
+            )
+
+
+def flat(directory: Path, rows: int) -> Iterator[Result]:
+    """The lookups in a table of many rows, against a table of one."""
+    with ExitStack() as stack:
+        one, _ = stack.enter_context(filled("sqlite", directory, 1))
+        many, _ = stack.enter_context(filled("sqlite", directory, rows))
+        number = any_of(rows)
+        lookups = {
+            "find_token_by_id": lambda store, n: store.find_token_by_id(f"{n:032x}"),
+            "find_token by user": lambda store, n: store.find_token(
+                OAuthToken(
+                    user_signature=UserSignature(record(n).user_name),
+                    client_id=record(n).client_id,
+                    access_token="unknown",
+                )
+            ),
+            "find_token by refresh token": lambda store, n: store.find_token(
+                OAuthToken(
+                    client_id=record(n).client_id,
+                    client_secret="s",
+                    refresh_token=record(n).refresh_token,
+                )
+            ),
+        }
+        for what, look_up in lookups.items():
+            yield compare(
+                f"{what}, {rows:,} rows",
+                lambda look_up=look_up: look_up(many, number()),
+                "1 row",
+                lambda look_up=look_up: look_up(one, 0),
+                1.3,
+            )
+
+
+def sdk_store(directory: Path, rows: int) -> Iterator[Result]:
+    """The lookups, against the SDK's own DBStore on the same MariaDB."""
+    rows = min(rows, 100_000)
+    with ExitStack() as stack:
+        store, url = stack.enter_context(filled("mariadb", directory, rows))
+        other = stack.enter_context(fresh_database("mariadb", directory))
+        copy_for_the_sdk(url, other)
+        theirs = DBStore(
+            host=other.host,
+            database_name=other.database,
+            user_name=other.username,
+            password=other.password or "",
+            port_number=str(other.port),
+        )
+        number = any_of(rows)
+
+        def by_refresh_token(any_store: SQLAlchemyTokenStore | DBStore) -> object:
+            known = record(number())
+            return any_store.find_token(
+                OAuthToken(
+                    client_id=known.client_id, client_secret="s", refresh_token=known.refresh_token
+                )
+            )
+
+        yield compare(
+            f"find_token_by_id, {rows:,} rows",
+            lambda: store.find_token_by_id(f"{number():032x}"),
+            "the SDK's DBStore",
+            lambda: theirs.find_token_by_id(f"{number():032x}"),
+            1 / 5,
+        )
+        yield compare(
+            f"find_token by refresh token, {rows:,} rows",
+            lambda: by_refresh_token(store),
+            "the SDK's DBStore",
+            lambda: by_refresh_token(theirs),
+            1 / 50,
+        )
+
+
+def copy_for_the_sdk(ours: URL, theirs: URL) -> None:
+    """The same tokens in the table that the SDK documents, whose id is widened to hold ours."""
+    columns = RECORD_COLUMNS[:10]
+    ddl = ", ".join(f"{name} varchar({60 if name == 'id' else 255})" for name in columns)
+    names = ", ".join(columns)
+    engine = create_engine(theirs)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE TABLE oauthtoken ({ddl}, PRIMARY KEY (id))"))
+        connection.execute(
+            text(f"INSERT INTO oauthtoken SELECT {names} FROM `{ours.database}`.oauthtoken")
+        )
+    engine.dispose()
+
+
+def postgresql_lookup(directory: Path, rows: int) -> Iterator[Result]:
+    """find_token_by_id on PostgreSQL, against its driver on an open connection."""
+    with filled("postgresql", directory, 1000) as (store, url):
+        number = any_of(1000)
+        address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with closing(psycopg.connect(address, autocommit=True)) as connection:
+            yield compare(
+                "find_token_by_id",
+                lambda: store.find_token_by_id(f"{number():032x}"),
+                "psycopg, open connection in autocommit",
+                lambda: connection.execute(f"{SELECT}%s", (f"{number():032x}",)).fetchone(),
+                2.5,
+            )
+
+
+def sqlite_save(directory: Path, rows: int) -> Iterator[Result]:
+    """save_token of a known id on a SQLite file, against an UPDATE and a commit."""
+    with filled("sqlite", directory, 1000) as (store, url):
+        number = any_of(1000)
+        update = ", ".join(f"{name} = :{name}" for name in RECORD_COLUMNS)
+        with closing(sqlite3.connect(url.database or "")) as connection:
+
+            def raw() -> None:
+                values = row_of(record(number()))
+                values |= {name: str(values[name]) for name in ("created_at", "updated_at")}
+                connection.execute(f"UPDATE oauthtoken SET {update} WHERE id = :id", values)
+                connection.commit()
+
+            yield compare(
+                "save_token of a known id",
+                lambda: store.save_token(sdk_token(number())),
+                "sqlite3, UPDATE and commit",
+                raw,
+                2,
+            )
+
+
+def listing(directory: Path, rows: int) -> Iterator[Result]:
+    """get_tokens of 100,000 rows, against ten microseconds for each."""
+    rows = min(rows, 100_000)
+    with filled("sqlite", directory, rows) as (store, _):
+        store.get_tokens()
+        times = []
+        for _ in range(3):
+            started = perf_counter()
+            assert len(store.get_tokens()) == rows
+            times.append((perf_counter() - started) / rows * 1e6)
+        yield Result(f"get_tokens, {rows:,} rows, a row", median(times), "10 microseconds", 10, 1)
+
+
+def imports(directory: Path, rows: int) -> Iterator[Result]:
+    """The package's import, against SQLAlchemy's."""
+
+    def time_of(module: str) -> float:
+        code = (
+            f"from time import perf_counter as t; s = t(); import {module}; print((t() - s) * 1e6)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
+
+    times = [(time_of("zoho_orm_store"), time_of("sqlalchemy")) for _ in range(ROUNDS)]
+    ours, theirs = (median(column) for column in zip(*times, strict=True))
+    yield Result("import zoho_orm_store", ours, "import sqlalchemy", theirs, 1.2)
+
+
+def threads(directory: Path, rows: int) -> Iterator[Result]:
+    """find_token_by_id in 32 threads, against the same number of calls in one."""
+    for name in ("sqlite", "postgresql", "mariadb"):
+        with filled(name, directory, 1000) as (store, _), ThreadPoolExecutor(32) as pool:
+
+            def look_up(calls: int, store: SQLAlchemyTokenStore = store) -> None:
+                number = any_of(1000)
+                for _ in range(calls):
+                    assert store.find_token_by_id(f"{number():032x}") is not None
+
+            def in_threads(pool: ThreadPoolExecutor = pool) -> None:
+                list(pool.map(look_up, [50] * 32))
+
+            measured, yardstick = in_turns(in_threads, lambda: look_up(1600))
+            yield Result(
+                f"find_token_by_id on {name}, 32 threads",
+                measured / 1600,
+                "1 thread",
+                yardstick / 1600,
+                1,
+            )

@@ -1,0 +1,59 @@
+"""The databases that the tests and the benchmarks run on."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import create_engine, make_url, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import URL
+
+SERVERS = {
+    "postgresql": make_url(
+        os.environ.get(
+            "ZOHO_ORM_STORE_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
+        )
+    ),
+    "mariadb": make_url(
+        os.environ.get("ZOHO_ORM_STORE_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
+    ),
+}
+
+DATABASES = ("sqlite", *SERVERS)
+
+
+def why_unreachable(url: URL) -> str | None:
+    engine = create_engine(url, connect_args={"connect_timeout": 3})
+    try:
+        with engine.connect():
+            return None
+    except Exception as error:  # noqa: BLE001 - whatever the driver raises
+        return str(getattr(error, "orig", error)).strip().split("\n")[0]
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def fresh_database(name: str, directory: Path) -> Iterator[URL]:
+    """A new, empty database, dropped afterwards; its URL names the synchronous driver."""
+    label = f"zos_{os.getpid()}_{time.time_ns() % 10**9}"
+    if name == "sqlite":
+        yield make_url(f"sqlite:///{directory / label}.db")
+        return
+    administrator = create_engine(SERVERS[name], isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {label}"))
+    try:
+        yield SERVERS[name].set(database=label)
+    finally:
+        force = " WITH (FORCE)" if name == "postgresql" else ""
+        with administrator.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {label}{force}"))
+        administrator.dispose()
