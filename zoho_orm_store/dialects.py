@@ -143,9 +143,10 @@ def failure_of(error: Exception) -> DatabaseError:
     if not isinstance(error, exc.DBAPIError):
         return DatabaseError(f"{type(error).__name__}: {_without_values(str(error))}")
     code, text = _code_of(error), str(error.orig)
-    message = f"The database reported {_driver_error_name(error)}: {_without_values(text)}"
+    reported = f"The database reported {_driver_error_name(error)}"
     if code in _SCHEMA_SQLSTATES or code in _SCHEMA_MYSQL or _says(text, _SCHEMA_SQLITE):
-        return SchemaError(message)
+        return SchemaError(f"{reported}: {_first_line(text)}")  # It quotes names, and no values.
+    message = f"{reported}: {_without_values(text)}"
     if code == _QUERY_CANCELED:
         return DatabaseTimeoutError(message)
     retryable = (
