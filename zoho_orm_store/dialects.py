@@ -211,11 +211,11 @@ def _first_line(text: str) -> str:
 
 
 def _without_values(text: str) -> str:
-    """The first line of a driver's message, with whatever is quoted like a value left out.
+    """The first line of a driver's message, from the first quotation mark to the last left out.
 
     An apostrophe within a word ("doesn't") quotes nothing.
     """
-    line = re.sub(r"(?<!\w)'(?:[^'\\]|\\.|'')*'?", "'…'", _first_line(text))
+    line = re.sub(r"(?<!\w)'.*'|(?<!\w)'.*", "'…'", _first_line(text))
     return re.sub(r': ".*', ': "…"', line)
 
 

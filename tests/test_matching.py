@@ -1,0 +1,184 @@
+"""The matching rules as pure functions: B, C and E of the contract."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from zoho_orm_store import InvalidTokenError, TokenRecord, UserMismatchError
+from zoho_orm_store.digests import digest, digests_of, identity_digest
+from zoho_orm_store.matching import (
+    Identity,
+    Rung,
+    check_credentials,
+    filled,
+    hits,
+    identity_of,
+    is_absorbed,
+    merged,
+    rungs_to_find,
+    rungs_to_save,
+    update_of,
+)
+
+
+class TestRungs:
+    @pytest.mark.parametrize(
+        ("asked", "rungs"),
+        [
+            ({}, []),
+            ({"id": "1", "user_name": "u", "refresh_token": "r"}, ["ID"]),
+            ({"user_name": "u", "grant_token": "g"}, ["USER", "GRANT"]),
+            ({"access_token": "a", "refresh_token": "r"}, ["ACCESS", "REFRESH"]),
+            ({"access_token": "a", "client_id": "c", "refresh_token": "r"}, ["REFRESH"]),
+            ({"access_token": "a", "client_secret": "s"}, []),
+            ({"grant_token": "g", "refresh_token": "r"}, ["GRANT", "REFRESH"]),
+            ({"user_name": "u" * 513}, []),
+        ],
+    )
+    def test_to_find_B1_B5_B9(self, asked, rungs):
+        assert [rung.name for rung in rungs_to_find(TokenRecord(**asked))] == rungs
+
+    @pytest.mark.parametrize(
+        ("asked", "rungs"),
+        [
+            ({"id": "1", "user_name": "u"}, ["ID", "USER"]),
+            ({"access_token": "a", "client_id": "c"}, ["IDENTITY"]),
+            ({"access_token": "a"}, ["ACCESS"]),
+            ({"access_token": "a", "client_id": "c", "user_name": "u"}, ["USER"]),
+        ],
+    )
+    def test_to_save_B9_E4(self, asked, rungs):
+        assert [rung.name for rung in rungs_to_save(TokenRecord(**asked))] == rungs
+
+    @pytest.mark.parametrize(
+        ("asked", "stored", "hit"),
+        [
+            ({"user_name": "u"}, {"user_name": "u", "client_id": "c"}, True),
+            ({"user_name": "u", "client_id": "c"}, {"user_name": "u"}, True),
+            ({"user_name": "u", "client_id": "c"}, {"user_name": "u", "client_id": "C"}, False),
+            ({"user_name": "u"}, {"user_name": "u "}, False),
+        ],
+    )
+    def test_a_match_never_crosses_clients_B2_B6(self, asked, stored, hit):
+        assert hits(Rung.USER, TokenRecord(**asked), TokenRecord(**stored)) is hit
+
+    def test_a_match_never_crosses_users_B6(self):
+        asked = TokenRecord(user_name="u", refresh_token="r")
+        assert not hits(Rung.REFRESH, asked, TokenRecord(user_name="v", refresh_token="r"))
+        assert hits(Rung.REFRESH, asked, TokenRecord(refresh_token="r"))
+
+
+class TestFilling:
+    @pytest.mark.parametrize(
+        ("asked", "stored", "pair"),
+        [
+            ((None, None), ("s", 5), ("s", 5)),
+            ((None, 3), ("s", None), ("s", None)),
+            ((None, 3), (None, 5), (None, 3)),
+            ((None, None), (None, 5), (None, 5)),
+            (("s", None), ("s", 5), ("s", 5)),
+            (("s", 9), ("s", 5), ("s", 9)),
+            (("a", 4), ("s", 5), ("s", 5)),
+            (("a", 5), ("s", 5), ("a", 5)),
+            (("a", 6), ("s", 5), ("a", 6)),
+            (("a", None), ("s", 5), ("a", None)),
+            (("a", 4), ("s", None), ("a", 4)),
+            (("a", 4), (None, None), ("a", 4)),
+        ],
+    )
+    def test_the_access_token_and_its_expiry_are_one_pair_C2(self, asked, stored, pair):
+        asked = TokenRecord(access_token=asked[0], expiry_time=asked[1])
+        stored = TokenRecord(access_token=stored[0], expiry_time=stored[1])
+        result = filled(asked, stored)
+        assert (result.access_token, result.expiry_time) == pair
+
+    def test_only_what_is_unknown_is_filled_in_C1(self):
+        asked = TokenRecord(user_name="u", redirect_url="mine")
+        stored = TokenRecord(id="1", user_name="u", redirect_url="theirs", api_domain="d")
+        assert filled(asked, stored) == TokenRecord(
+            id="1", user_name="u", redirect_url="mine", api_domain="d"
+        )
+
+
+class TestSaving:
+    def test_known_values_overwrite_and_unknown_ones_stay_E1(self):
+        stored = TokenRecord(id="1", refresh_token="r", access_token="a", expiry_time=5)
+        asked = TokenRecord(id="2", refresh_token="R", api_domain="d")
+        assert merged(stored, asked) == TokenRecord(
+            id="1", refresh_token="R", access_token="a", expiry_time=5, api_domain="d"
+        )
+
+    def test_a_new_access_token_without_an_expiry_clears_the_old_ones_E1(self):
+        stored = TokenRecord(access_token="a", expiry_time=5)
+        assert merged(stored, TokenRecord(access_token="b")).expiry_time is None
+        assert merged(stored, TokenRecord(access_token="a")).expiry_time == 5
+
+    @pytest.mark.parametrize(
+        ("record", "kind", "value"),
+        [
+            ({"user_name": "u", "refresh_token": "r"}, "user_name", "u"),
+            ({"refresh_token": "r", "grant_token": "g"}, "refresh_token", "r"),
+            ({"grant_token": "g", "access_token": "a"}, "grant_token", "g"),
+            ({"access_token": "a"}, "access_token", "a"),
+        ],
+    )
+    def test_the_identity_E4(self, record, kind, value):
+        assert identity_of(TokenRecord(**record, client_id="c")) == Identity(kind, value, "c")
+
+    def test_without_a_credential_there_is_nothing_to_save_E3(self):
+        with pytest.raises(InvalidTokenError, match="nothing to store"):
+            check_credentials(TokenRecord(user_name="u", client_id="c", client_secret="s"))
+
+    def test_another_users_row_is_not_touched_E5(self):
+        stored = TokenRecord(id="1", user_name="u", refresh_token="r")
+        with pytest.raises(UserMismatchError):
+            update_of(stored, TokenRecord(id="1", user_name="v"), lambda saved: [])
+
+    @pytest.mark.parametrize(
+        ("other", "absorbed"),
+        [
+            ({"user_name": "u", "client_id": "c"}, True),
+            ({"refresh_token": "r"}, True),
+            ({"refresh_token": "r", "client_id": "c"}, True),
+            ({"refresh_token": "r", "client_id": "C"}, False),
+            ({"refresh_token": "R"}, False),
+            ({"user_name": "v", "client_id": "c", "refresh_token": "r"}, False),
+            ({"user_name": "u", "client_id": "C", "refresh_token": "r"}, False),
+        ],
+    )
+    def test_which_rows_turn_out_to_be_the_same_E4_B10(self, other, absorbed):
+        saved = TokenRecord(id="1", user_name="u", client_id="c", refresh_token="r")
+        assert is_absorbed(TokenRecord(id="2", **other), saved) is absorbed
+
+    def test_tied_rows_become_the_users_own_with_the_newest_values_E4(self):
+        own = TokenRecord(
+            id="own", user_name="u", api_domain="old", updated_at=datetime(2026, 1, 1)
+        )
+        met = TokenRecord(
+            id="met", refresh_token="r", api_domain="new", updated_at=datetime(2026, 1, 2)
+        )
+        asked = TokenRecord(user_name="u", refresh_token="r", access_token="a")
+        saved, removed = update_of(met, asked, lambda saved: [own])
+        assert (saved.id, saved.api_domain, saved.access_token) == ("own", "new", "a")
+        assert removed == ["met"]
+
+
+class TestDigests:
+    def test_the_stored_format_does_not_change(self):
+        """A change makes every stored row unfindable, unless a migration goes with it."""
+        record = TokenRecord(user_name="josé", client_id="c", refresh_token="r")
+        assert digests_of(record) == {
+            "identity": "39df05f9577e98e1e2be02d910b37c8c99870fb0ae090d0a78cd9ce014a25719",
+            "user_digest": "6dee2d07063c1f1692ced1b030c96fb88846defe36519848b024f76c89c0eaef",
+            "client_digest": "2367f2165a43a6edef4df0fb98f55317921509b0fbbc5a10dec471e84b0489ce",
+            "access_digest": None,
+            "refresh_digest": "49f2706f7fe0e1a9cd60435ab732c2fae1fbe62dde109c557f8c83e68aa27ca6",
+            "grant_digest": None,
+        }
+
+    def test_values_do_not_run_into_each_other(self):
+        assert digest("user_name", "a") != digest("client_id", "a")
+        one, other = Identity("user_name", "ab", "c"), Identity("user_name", "a", "bc")
+        assert identity_digest(one) != identity_digest(other)
