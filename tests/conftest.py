@@ -93,9 +93,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _server_of(item: pytest.Item) -> str | None:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     for value in parameters:
-        name = value.database if isinstance(value, Route) else value
-        if isinstance(name, str) and name in SERVERS:
-            return name
+        names = value if isinstance(value, tuple) else (value,)
+        for name in (name.database if isinstance(name, Route) else name for name in names):
+            if isinstance(name, str) and name in SERVERS:
+                return name
     return None
 
 
