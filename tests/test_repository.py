@@ -401,7 +401,7 @@ class TestADialectWithoutAnUpsertOfItsOwn:
     def generic(self, monkeypatch):
         """Statements as for a dialect that this package does not know, on a real database."""
         monkeypatch.setattr(
-            repository_module, "statements_for", lambda table, _: Statements(table, "generic")
+            repository_module, "statements_for", lambda table, *_: Statements(table, "generic")
         )
 
     def test_a_new_token_is_inserted_and_then_updated_E4(self, database):

@@ -11,10 +11,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from zoho_orm_store.matching import identities_met, identity_of
+from zoho_orm_store.scopes import EVERYTHING
 
 if TYPE_CHECKING:
     from zoho_orm_store.matching import Identity
     from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store.scopes import Scope
 
 __all__ = ["DIGEST_COLUMNS", "digest", "digests_met", "digests_of", "identity_digest"]
 
@@ -28,33 +30,35 @@ DIGEST_COLUMNS = {
 """The column that holds the digest of each field by which tokens are compared."""
 
 
-def digest(field: str, value: str) -> str:
+def digest(field: str, value: str, scope: Scope = EVERYTHING) -> str:
     """The digest of one field's value, as 64 hexadecimal characters.
 
     Args:
         field: The field's name, part of what is hashed.
         value: A known value.
+        scope: What fences off a tenant, part of what is hashed.
     """
-    return _hash(field, value)
+    return _hash(field, value, *scope.parts)
 
 
-def identity_digest(identity: Identity) -> str:
+def identity_digest(identity: Identity, scope: Scope = EVERYTHING) -> str:
     """The digest that the unique column ``identity`` holds (rule E4)."""
-    return _hash("identity", identity.kind, identity.value, identity.client_id or "")
+    client_id = identity.client_id or ""
+    return _hash("identity", identity.kind, identity.value, client_id, *scope.parts)
 
 
-def digests_of(record: TokenRecord) -> dict[str, str | None]:
+def digests_of(record: TokenRecord, scope: Scope = EVERYTHING) -> dict[str, str | None]:
     """The digest columns of a record's row, the identity among them."""
-    digests: dict[str, str | None] = {"identity": identity_digest(identity_of(record))}
+    digests: dict[str, str | None] = {"identity": identity_digest(identity_of(record), scope)}
     for field, column in DIGEST_COLUMNS.items():
         value = getattr(record, field)
-        digests[column] = None if value is None else digest(field, value)
+        digests[column] = None if value is None else digest(field, value, scope)
     return digests
 
 
-def digests_met(asked: TokenRecord) -> list[str]:
+def digests_met(asked: TokenRecord, scope: Scope = EVERYTHING) -> list[str]:
     """The digests of the identities that a record may update, its own first."""
-    return [identity_digest(identity) for identity in identities_met(asked)]
+    return [identity_digest(identity, scope) for identity in identities_met(asked)]
 
 
 def _hash(*parts: str) -> str:

@@ -7,13 +7,18 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - SQLAlchemy evaluates the annotations
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from sqlalchemy import BigInteger, DateTime, MetaData, String, Text
+from sqlalchemy import BigInteger, DateTime, MetaData, String, Table, Text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from zoho_orm_store.errors import ConfigurationError
+
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
     from sqlalchemy import FromClause
     from sqlalchemy.types import TypeEngine
 
@@ -23,6 +28,7 @@ __all__ = [
     "StoredToken",
     "StoredTokenMixin",
     "metadata",
+    "token_table",
 ]
 
 UTCDateTime = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
@@ -82,6 +88,50 @@ class StoredTokenMixin:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, user_name={self.user_name!r})"
+
+
+def token_table(model: type[StoredTokenMixin], set_by_scope: Iterable[str] = ()) -> Table:
+    """The table of a model, once it is known that tokens can be kept in it.
+
+    Args:
+        model: A class made with `StoredTokenMixin`.
+        set_by_scope: The columns that a scope gives a value.
+
+    Raises:
+        ConfigurationError: The model lacks something; the message says what.
+    """
+    return _checked_table(cast("Hashable", model), frozenset(set_by_scope))
+
+
+@cache
+def _checked_table(model: type[StoredTokenMixin], set_by_scope: frozenset[str]) -> Table:
+    table = getattr(model, "__table__", None)
+    if not isinstance(table, Table):
+        raise ConfigurationError(
+            f"The model must be a mapped class with a table of its own, not {model!r}."
+        )
+    name, ours = model.__name__, [column.name for column in StoredToken.__table__.c]
+    if lacking := [column for column in ours if column not in table.c]:
+        raise ConfigurationError(
+            f"The model {name} lacks the columns {', '.join(lacking)}. "
+            "Make it with zoho_orm_store.StoredTokenMixin."
+        )
+    if table.primary_key.columns.keys() != ["id"]:
+        raise ConfigurationError(f"The model {name} must have 'id' alone as its primary key.")
+    if not any(index.unique and index.columns.keys() == ["identity"] for index in table.indexes):
+        raise ConfigurationError(
+            f"The model {name} lacks the unique index on 'identity', without which one user may "
+            "get several rows. Make it with zoho_orm_store.StoredTokenMixin."
+        )
+    for column in table.c:
+        is_set = column.name in ours or column.name in set_by_scope
+        fills_itself = column.nullable or column.default is not None
+        if not is_set and not fills_itself and column.server_default is None:
+            raise ConfigurationError(
+                f"The column {column.name!r} of the model {name} needs a default, or must be "
+                "nullable or part of the scope: a new token could not be inserted."
+            )
+    return table
 
 
 class RefreshLeaseMixin:

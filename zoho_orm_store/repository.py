@@ -18,7 +18,6 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
-    cast,
 )
 from uuid import uuid4
 
@@ -44,17 +43,19 @@ from zoho_orm_store.matching import (
     rungs_to_save,
     update_of,
 )
-from zoho_orm_store.models import StoredToken
+from zoho_orm_store.models import StoredToken, token_table
 from zoho_orm_store.record import TokenRecord, check_text, storable, utc_now
-from zoho_orm_store.statements import RECORD_COLUMNS, statements_for
+from zoho_orm_store.scopes import scope_of
+from zoho_orm_store.statements import RECORD_COLUMNS, scope_parameters, statements_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, CursorResult, Engine, Executable, Select, Table
+    from sqlalchemy import Connection, CursorResult, Engine, Executable, Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from zoho_orm_store.models import StoredTokenMixin
+    from zoho_orm_store.scopes import Scope
     from zoho_orm_store.statements import Statements
 
 __all__ = ["SyncTokenRepository", "TokenRepository"]
@@ -79,15 +80,14 @@ class _Filters(NamedTuple):
         """What the listing's SQL depends on."""
         return (self.user_name is not None, self.client_id is not None, self.expired)
 
-    @property
-    def parameters(self) -> dict[str, object]:
+    def parameters(self, scope: Scope) -> dict[str, object]:
         """The parameters of the listing's SQL."""
         parameters: dict[str, object] = {}
         for field in ("user_name", "client_id"):
             value = getattr(self, field)
             if value is not None:
                 check_text(field, value)
-                parameters[DIGEST_COLUMNS[field]] = digest(field, value)
+                parameters[DIGEST_COLUMNS[field]] = digest(field, value, scope)
         if self.expired is not None:
             parameters["now"] = int(time() * 1000)
         return parameters
@@ -125,13 +125,24 @@ class SyncTokenRepository:
     Args:
         session: A ``Session``, or a ``Connection``, which is twice as fast for a lookup.
         model: The model whose table holds the tokens.
+        scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``: only
+            rows with these values are found, listed, changed or deleted, and new rows get them.
+
+    Raises:
+        ConfigurationError: The model lacks something, or the scope does not fit it.
     """
 
     def __init__(
-        self, session: Session | Connection, *, model: type[StoredTokenMixin] = StoredToken
+        self,
+        session: Session | Connection,
+        *,
+        model: type[StoredTokenMixin] = StoredToken,
+        scope: Mapping[str, object] | None = None,
     ) -> None:
         self._session = session
         self._model = model
+        self._table = token_table(model, scope or ())
+        self._scope = scope_of(self._table, scope)
 
     @_operation
     def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
@@ -180,11 +191,11 @@ class SyncTokenRepository:
         _check_record(asked)
         asked.check_storable()
         if self._statements.begin_write is not None:
-            self._execute(self._statements.begin_write)
+            self._connection().execute(self._statements.begin_write)
         stored = self._lock_match(asked)
         if stored is None:
             new = self._insert(asked)
-            stored = self._one(self._statements.by_identity, {"identity": _identity(new)})
+            stored = self._one(self._statements.by_identity, {"identity": self._identity(new)})
             if stored is None:
                 raise _changed_meanwhile()
             if stored.id == new.id:
@@ -240,7 +251,9 @@ class SyncTokenRepository:
 
     def _oldest_first(self, wanted: _Filters = _ALL) -> Iterator[TokenRecord]:
         """The tokens of a listing, not all of them in memory as rows and as records at once."""
-        rows = self._execute(self._statements.listing(*wanted.shape), wanted.parameters)
+        rows = self._execute(
+            self._statements.listing(*wanted.shape), wanted.parameters(self._scope)
+        )
         return (TokenRecord(*row) for row in rows)
 
     def stream(
@@ -265,7 +278,7 @@ class SyncTokenRepository:
         """The next tokens of a `stream`, after the one whose id is given; at first ``""``."""
         rows = self._execute(
             self._statements.listing(*wanted.shape, page=True),
-            wanted.parameters | {"after": after, "limit": _PAGE},
+            wanted.parameters(self._scope) | {"after": after, "limit": _PAGE},
         )
         return [TokenRecord(*row) for row in rows]
 
@@ -279,7 +292,9 @@ class SyncTokenRepository:
     ) -> int:
         """Count stored tokens. The filters are those of `list`."""
         wanted = _Filters(user_name, client_id, expired)
-        result = self._execute(self._statements.count(*wanted.shape), wanted.parameters)
+        result = self._execute(
+            self._statements.count(*wanted.shape), wanted.parameters(self._scope)
+        )
         return int(result.scalar_one())
 
     def _match(self, asked: TokenRecord, rungs: Sequence[Rung]) -> TokenRecord | None:
@@ -297,12 +312,12 @@ class SyncTokenRepository:
             rung, user=asked.user_name is not None, client=asked.client_id is not None
         )
         parameters: dict[str, object] = {
-            column: digest(field, value)
+            column: digest(field, value, self._scope)
             for field, column in DIGEST_COLUMNS.items()
             if (value := getattr(asked, field)) is not None
         }
         if rung is Rung.IDENTITY:
-            parameters["identities"] = digests_met(asked)
+            parameters["identities"] = digests_met(asked, self._scope)
         return self._one(statement, parameters)
 
     def _lock_match(self, asked: TokenRecord) -> TokenRecord | None:
@@ -319,15 +334,24 @@ class SyncTokenRepository:
     def _insert(self, asked: TokenRecord) -> TokenRecord:
         """Insert the asked token as a row of its own, unless one of its identity is there."""
         check_credentials(asked)
-        now = utc_now()
-        new = replace(asked, id=asked.id or uuid4().hex, created_at=now, updated_at=now)
-        statement, values = self._statements.insert_unless_present, _values(new)
+        now, connection = utc_now(), self._connection()
+        new = replace(asked, id=self._id_for(asked), created_at=now, updated_at=now)
+        statement = self._statements.insert_unless_present
+        values = self._values(new) | dict(self._scope.values)
         if not self._statements.insert_may_raise:
-            self._execute(statement, values)
+            connection.execute(statement, values)
         else:
-            with suppress(exc.IntegrityError), self._connection().begin_nested():
-                self._execute(statement, values)
+            with suppress(exc.IntegrityError), connection.begin_nested():
+                connection.execute(statement, values)
         return new
+
+    def _id_for(self, asked: TokenRecord) -> str:
+        """The id of a new row: the token's own, unless that is another tenant's (rule E2)."""
+        if asked.id and self._scope.values:
+            takes_id = self._statements.takes_id
+            if self._connection().execute(takes_id, {"row_id": asked.id}).first() is not None:
+                return uuid4().hex
+        return asked.id or uuid4().hex
 
     def _update(self, stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
         """Write what the asked token knows into its locked row (rules E1, E4, E5)."""
@@ -335,13 +359,13 @@ class SyncTokenRepository:
         for id_ in removed:
             self._execute(self._statements.delete, {"row_id": id_})
         saved = replace(saved, updated_at=utc_now())
-        updated = self._execute(self._statements.update, _values(saved) | {"row_id": saved.id})
+        updated = self._execute(self._statements.update, self._values(saved) | {"row_id": saved.id})
         if updated.rowcount == 0:
             raise _changed_meanwhile()
         return saved
 
     def _find_absorbed(self, saved: TokenRecord) -> Records:
-        parameters = digests_of(saved) | {"row_id": saved.id}
+        parameters = digests_of(saved, self._scope) | {"row_id": saved.id}
         found = self._execute(self._statements.absorbed, parameters)
         return [
             record for record in (TokenRecord(*row) for row in found) if is_absorbed(record, saved)
@@ -354,7 +378,17 @@ class SyncTokenRepository:
     def _execute(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
     ) -> CursorResult[Any]:
-        return self._connection().execute(statement, parameters)
+        """Run a statement that reads or changes rows, within the scope."""
+        return self._connection().execute(
+            statement, {**(parameters or {}), **scope_parameters(self._scope)}
+        )
+
+    def _values(self, record: TokenRecord) -> dict[str, object]:
+        values: dict[str, object] = {name: getattr(record, name) for name in RECORD_COLUMNS}
+        return values | digests_of(record, self._scope)
+
+    def _identity(self, record: TokenRecord) -> str:
+        return identity_digest(identity_of(record), self._scope)
 
     def _flush(self) -> None:
         """Write first what the application's session holds back, as its own queries do."""
@@ -378,7 +412,7 @@ class SyncTokenRepository:
 
     @property
     def _statements(self) -> Statements:
-        return statements_for(cast("Table", self._model.__table__), self._bind.dialect.name)
+        return statements_for(self._table, self._bind.dialect.name, self._scope.columns)
 
     def _expire_loaded(self) -> None:
         """Let the session load anew what it holds of the table, which changed beneath it."""
@@ -397,6 +431,10 @@ class TokenRepository:
     Args:
         session: An ``AsyncSession`` or an ``AsyncConnection``.
         model: The model whose table holds the tokens.
+        scope: What fences off a tenant's tokens; see `SyncTokenRepository`.
+
+    Raises:
+        ConfigurationError: The model lacks something, or the scope does not fit it.
     """
 
     def __init__(
@@ -404,9 +442,11 @@ class TokenRepository:
         session: AsyncSession | AsyncConnection,
         *,
         model: type[StoredTokenMixin] = StoredToken,
+        scope: Mapping[str, object] | None = None,
     ) -> None:
+        scope_of(token_table(model, scope or ()), scope)
         self._session = session
-        self._model = model
+        self._options: dict[str, Any] = {"model": model, "scope": scope}
 
     async def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
         """Find the token with an id. See `SyncTokenRepository.get`."""
@@ -474,7 +514,7 @@ class TokenRepository:
         **kwargs: P.kwargs,
     ) -> T:
         def run(session: Session | Connection) -> T:
-            return operation(SyncTokenRepository(session, model=self._model), *args, **kwargs)
+            return operation(SyncTokenRepository(session, **self._options), *args, **kwargs)
 
         return await self._session.run_sync(run)
 
@@ -482,15 +522,6 @@ class TokenRepository:
 def _check_record(asked: object) -> None:
     if not isinstance(asked, TokenRecord):
         raise InvalidTokenError(f"The token must be a TokenRecord, not {type(asked).__name__}.")
-
-
-def _values(record: TokenRecord) -> dict[str, object]:
-    values: dict[str, object] = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return values | digests_of(record)
-
-
-def _identity(record: TokenRecord) -> str:
-    return identity_digest(identity_of(record))
 
 
 def _changed_meanwhile() -> DatabaseError:

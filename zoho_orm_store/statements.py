@@ -37,6 +37,8 @@ from zoho_orm_store.matching import Rung
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Insert, Table, TextClause, Update
 
+    from zoho_orm_store.scopes import Scope
+
 __all__ = [
     "RECORD_COLUMNS",
     "Statements",
@@ -44,6 +46,7 @@ __all__ = [
     "commit_schema",
     "limit_waiting",
     "lock_schema",
+    "scope_parameters",
     "statements_for",
     "unlock_schema",
 ]
@@ -110,28 +113,36 @@ def unlock_schema(dialect: str) -> Select[Any] | None:
 
 
 @cache
-def statements_for(table: Table, dialect: str) -> Statements:
+def statements_for(table: Table, dialect: str, scope_columns: tuple[str, ...] = ()) -> Statements:
     """The statements for a table of stored tokens, in a dialect's SQL.
 
     Args:
         table: The table of a model made with `StoredTokenMixin`.
         dialect: SQLAlchemy's name of the dialect.
+        scope_columns: The columns that fence off a tenant's rows. A statement that reads or
+            changes rows takes their values as parameters, as `scope_parameters` names them.
     """
-    return Statements(table, dialect)
+    return Statements(table, dialect, scope_columns)
+
+
+def scope_parameters(scope: Scope) -> dict[str, object]:
+    """The parameters that keep a statement within a scope."""
+    return {f"scope_{name}": value for name, value in scope.values}
 
 
 class Statements:
     """The SQL for each operation on a table of stored tokens."""
 
-    def __init__(self, table: Table, dialect: str) -> None:
+    def __init__(self, table: Table, dialect: str, scope_columns: tuple[str, ...] = ()) -> None:
         self.table = table
         self.dialect = dialect
+        self._in_scope = [table.c[name] == bindparam(f"scope_{name}") for name in scope_columns]
 
     @property
     @cache
     def rows(self) -> Select[Any]:
         """Every row."""
-        return select(*(self.table.c[name] for name in RECORD_COLUMNS))
+        return select(*(self.table.c[name] for name in RECORD_COLUMNS)).where(*self._in_scope)
 
     @property
     @cache
@@ -243,19 +254,25 @@ class Statements:
     @cache
     def update(self) -> Update:
         """Write the given columns of the row whose id is ``row_id``."""
-        return update(self.table).where(self._has_id("row_id"))
+        return update(self.table).where(self._has_id("row_id"), *self._in_scope)
 
     @property
     @cache
     def delete(self) -> Delete:
         """Remove the row whose id is ``row_id``."""
-        return delete(self.table).where(self._has_id("row_id"))
+        return delete(self.table).where(self._has_id("row_id"), *self._in_scope)
 
     @property
     @cache
     def delete_all(self) -> Delete:
         """Remove every row."""
-        return delete(self.table)
+        return delete(self.table).where(*self._in_scope)
+
+    @property
+    @cache
+    def takes_id(self) -> Select[Any]:
+        """The id ``row_id``, if a row of whatever scope has it."""
+        return select(self.table.c.id).where(self._has_id("row_id"))
 
     def _has_id(self, parameter: str) -> ColumnElement[bool]:
         """That a row's id is the parameter, byte for byte.
@@ -292,7 +309,7 @@ class Statements:
     def count(self, user: bool, client: bool, expired: bool | None) -> Select[Any]:
         """How many rows `listing` has."""
         filters = self._filters(user, client, expired)
-        return select(func.count()).select_from(self.table).where(*filters)
+        return select(func.count()).select_from(self.table).where(*self._in_scope, *filters)
 
     def _filters(self, user: bool, client: bool, expired: bool | None) -> list[ColumnElement[bool]]:
         conditions = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,13 +13,15 @@ from zoho_orm_store.binding import bind_to
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.forks import tell_forked_children
-from zoho_orm_store.models import StoredToken
+from zoho_orm_store.models import StoredToken, token_table
 from zoho_orm_store.repository import SyncTokenRepository
+from zoho_orm_store.scopes import scope_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
+    from typing_extensions import Self
 
     from zoho_orm_store.adapter import MissingId, StoredTokens
     from zoho_orm_store.engines import Bind
@@ -46,6 +49,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             and for nothing else.
         missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
             ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+        scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``: the
+            store finds, lists, changes and deletes only the rows with these values, and new rows
+            get them. A Zoho user can then exist once per tenant.
         timeout: Seconds that one call may take in all, retries included. Where the server stops
             answering in the middle of a statement, a synchronous ``Engine`` of your own waits
             as long as its driver was told to.
@@ -62,13 +68,16 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         model: type[StoredTokenMixin] = StoredToken,
         create_schema: bool | None = None,
         missing_id: MissingId = "none",
+        scope: Mapping[str, object] | None = None,
         timeout: float = 30.0,
     ) -> None:
         super().__init__(missing_id)
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
-        self._binding = bind_to(bind, timeout=timeout)
         self._model = model
+        self._scope = _checked(model, scope)
+        self._binding = bind_to(bind, timeout=timeout)
+        self._owns_binding = True
         self._create_schema = self._resolve(create_schema, bind)
         self._schema_is_due = self._create_schema
         self._schema_lock = Lock()
@@ -77,12 +86,31 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     def __repr__(self) -> str:
         return f"SQLAlchemyTokenStore({shown(self._binding.url)!r})"
 
+    def scoped(self, **scope: object) -> Self:
+        """Return a store for another tenant, which shares this one's connections.
+
+        Args:
+            scope: The columns and values that fence off the tenant, instead of this store's.
+
+        Returns:
+            A store like this one. It works until this one is closed; closing it has no effect.
+
+        Raises:
+            ConfigurationError: The model has no such column, or a value is missing.
+        """
+        sibling = copy(self)
+        sibling._scope = _checked(self._model, scope)
+        sibling._owns_binding = False
+        tell_forked_children(sibling)
+        return sibling
+
     def close(self) -> None:
         """Give every connection and thread back (rule H2).
 
         An engine that was passed in is left as it is (rule H3). The store cannot be used again.
         """
-        self._binding.close()
+        if self._owns_binding:
+            self._binding.close()
 
     def _forked(self) -> None:
         """Start anew in a forked child, where an in-memory database is another, empty one."""
@@ -109,7 +137,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         raise self._explained(failure)
 
     def _tokens(self, connection: Connection) -> SyncTokenRepository:
-        return SyncTokenRepository(connection, model=self._model)
+        return SyncTokenRepository(connection, model=self._model, scope=self._scope)
 
     def _resolve(self, create_schema: bool | None, bind: Bind) -> bool:
         own_model = self._model is not StoredToken
@@ -142,3 +170,11 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         from zoho_orm_store import provision
 
         return SchemaError(f"{self._binding.read(provision.describe)} {error}")
+
+
+def _checked(
+    model: type[StoredTokenMixin], scope: Mapping[str, object] | None
+) -> Mapping[str, object] | None:
+    """A scope, once it is known to fit the model."""
+    scope_of(token_table(model, scope or ()), scope)
+    return scope

@@ -71,7 +71,12 @@ VALUES = (
     "redirect_url",
     "api_domain",
 )
-rows = sa.table(TABLE, sa.column("id", sa.String), *map(sa.column, (*VALUES, *ADDED)))
+rows = sa.table(
+    TABLE,
+    sa.column("id", sa.String),
+    *map(sa.column, VALUES),
+    *(sa.column(name, type_) for name, type_ in ADDED.items()),
+)
 
 logger = logging.getLogger("zoho_orm_store.migrations")
 
