@@ -29,7 +29,7 @@ LAYERS = [
         "scopes",
     },
     {"repository"},
-    {"migrations", "provision"},
+    {"migrations", "provision", "importers"},
     {"sdk", "adapter", "memory", "store"},
     {"testing", "demo", "cli"},
 ]

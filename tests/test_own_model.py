@@ -66,6 +66,7 @@ def engines(provisioned):
 def engine(request, engines):
     engine = engines(request.param)
     with engine.begin() as connection:
+        connection.execute(StoredToken.__table__.delete())
         connection.execute(ZohoToken.__table__.delete())
         connection.execute(User.__table__.delete())
     return engine

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECORD_COLUMNS",
+    "SDK_COLUMNS",
     "Statements",
     "begin_immediate",
     "commit_schema",
@@ -51,7 +52,7 @@ __all__ = [
     "unlock_schema",
 ]
 
-RECORD_COLUMNS = (
+SDK_COLUMNS = (
     "id",
     "user_name",
     "client_id",
@@ -62,9 +63,10 @@ RECORD_COLUMNS = (
     "expiry_time",
     "redirect_url",
     "api_domain",
-    "created_at",
-    "updated_at",
 )
+"""The columns of the SDK's own table, in its order; older ones lack the last."""
+
+RECORD_COLUMNS = (*SDK_COLUMNS, "created_at", "updated_at")
 """The columns of a `TokenRecord`, in the order of its fields."""
 
 _MYSQL_FAMILY = ("mysql", "mariadb")
