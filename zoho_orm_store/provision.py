@@ -8,6 +8,7 @@ Two processes that upgrade at once wait for each other.
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from alembic import command
@@ -15,7 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, exc, inspect
 
 from zoho_orm_store.binding import Binding, bind_to
 from zoho_orm_store.dialects import shown
@@ -41,6 +42,7 @@ __all__ = [
     "include_name",
     "is_current",
     "revisions",
+    "sql",
     "upgrade",
 ]
 
@@ -130,6 +132,33 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
         Whether the project's own migrations are concerned with it.
     """
     return type_ != "table" or name not in _TABLES
+
+
+def sql(dialect: str) -> str:
+    """Return the upgrade of an empty database as an SQL script.
+
+    For databases whose schema only an administrator may change. A table that holds tokens
+    already is taken over by `upgrade` alone, which converts its rows.
+
+    Args:
+        dialect: ``"postgresql"``, ``"mysql"`` or ``"mariadb"``.
+
+    Raises:
+        ConfigurationError: There is no script for another dialect.
+    """
+    config = _config()
+    config.attributes["dialect"] = dialect
+    config.output_buffer = StringIO()
+    try:
+        command.upgrade(config, "head", sql=True)
+    except (CommandError, exc.NoSuchModuleError):
+        problem = ConfigurationError(
+            f"There is no SQL script for {dialect!r}, only for 'postgresql', 'mysql' and "
+            "'mariadb'. Run the upgrade on the database itself."
+        )
+    else:
+        return config.output_buffer.getvalue()
+    raise problem
 
 
 def head() -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from functools import wraps
 from time import time
 from typing import (
@@ -32,7 +33,7 @@ from zoho_orm_store.digests import (
     digests_of,
     identity_digest,
 )
-from zoho_orm_store.errors import DatabaseError, InvalidTokenError
+from zoho_orm_store.errors import ConfigurationError, DatabaseError, InvalidTokenError
 from zoho_orm_store.matching import (
     Rung,
     check_credentials,
@@ -297,6 +298,33 @@ class SyncTokenRepository:
         )
         return int(result.scalar_one())
 
+    @_operation
+    def purge(self, *, idle: timedelta | None = None, stranded: bool = False) -> int:
+        """Remove stored tokens that are of no more use, in one statement.
+
+        Args:
+            idle: Those that were not saved for so long. A token in use is saved when it is
+                refreshed, at the latest an hour after its last use.
+            stranded: Those whose access token has ended, and that have no refresh token.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            ConfigurationError: Neither is asked for, or ``idle`` is negative.
+        """
+        if idle is None and not stranded:
+            raise ConfigurationError("Say what to purge: idle tokens, stranded ones, or both.")
+        if idle is not None and idle < timedelta(0):
+            raise ConfigurationError("idle must not be negative.")
+        parameters: dict[str, object] = {"now": int(time() * 1000)} if stranded else {}
+        if idle is not None:
+            parameters["saved_before"] = utc_now() - idle
+        statement = self._statements.purge(idle=idle is not None, stranded=stranded)
+        deleted = self._execute(statement, parameters).rowcount
+        self._expire_loaded()
+        return deleted
+
     def _match(self, asked: TokenRecord, rungs: Sequence[Rung]) -> TokenRecord | None:
         for rung in rungs:
             stored = self._hit(rung, asked)
@@ -506,6 +534,10 @@ class TokenRepository:
         return await self._run(
             SyncTokenRepository.count, user_name=user_name, client_id=client_id, expired=expired
         )
+
+    async def purge(self, *, idle: timedelta | None = None, stranded: bool = False) -> int:
+        """Remove stored tokens that are of no more use. See `SyncTokenRepository.purge`."""
+        return await self._run(SyncTokenRepository.purge, idle=idle, stranded=stranded)
 
     async def _run(
         self,

@@ -48,6 +48,7 @@ __all__ = [
     "limit_waiting",
     "lock_schema",
     "scope_parameters",
+    "server_time",
     "statements_for",
     "unlock_schema",
 ]
@@ -111,6 +112,15 @@ def unlock_schema(dialect: str) -> Select[Any] | None:
     """Give back what `lock_schema` took, where the end of the transaction does not."""
     if dialect in _MYSQL_FAMILY:
         return select(func.release_lock(f"zoho_orm_store_{_SCHEMA_LOCK}"))
+    return None
+
+
+def server_time(dialect: str) -> Select[Any] | None:
+    """The server's time in epoch seconds; a database in a file has none of its own."""
+    if dialect == "postgresql":
+        return select(func.date_part("epoch", func.clock_timestamp()))
+    if dialect in _MYSQL_FAMILY:
+        return select(func.unix_timestamp(func.now(6)))
     return None
 
 
@@ -269,6 +279,23 @@ class Statements:
     def delete_all(self) -> Delete:
         """Remove every row."""
         return delete(self.table).where(*self._in_scope)
+
+    @cache
+    def purge(self, *, idle: bool, stranded: bool) -> Delete:
+        """Remove rows that are of no more use.
+
+        Args:
+            idle: Those that were last saved before ``saved_before``.
+            stranded: Those whose access token has ended by ``now``, and that have no refresh token.
+        """
+        columns = self.table.c
+        useless = []
+        if idle:
+            useless.append(columns.updated_at < bindparam("saved_before"))
+        if stranded:
+            has_ended = columns.expiry_time <= bindparam("now")
+            useless.append(and_(has_ended, columns.refresh_digest.is_(None)))
+        return delete(self.table).where(*self._in_scope, or_(*useless))
 
     @property
     @cache

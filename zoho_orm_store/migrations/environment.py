@@ -51,7 +51,9 @@ def _run_online(connection: Connection) -> None:
 
 
 def _run_offline() -> None:
-    _configure(url=_url(), literal_binds=True, dialect_opts={"paramstyle": "named"})
+    dialect: str | None = context.config.attributes.get("dialect")
+    target = {"dialect_name": dialect} if dialect else {"url": _url()}
+    _configure(**target, literal_binds=True, dialect_opts={"paramstyle": "named"})
     with context.begin_transaction():
         context.run_migrations()
 

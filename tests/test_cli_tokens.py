@@ -1,0 +1,252 @@
+"""The commands that look at tokens, and take them in and out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+from conftest import FULL, make_token
+from databases import DATABASES
+from sqlalchemy import create_engine, insert, text
+from typer.testing import CliRunner
+from zohocrmsdk.src.com.zoho.api.authenticator.store import FileStore
+
+from zoho_orm_store import SQLAlchemyTokenStore, StoredToken, SyncTokenRepository, TokenRecord
+from zoho_orm_store.cli import app
+from zoho_orm_store.digests import digests_of
+from zoho_orm_store.record import utc_now
+
+SECRET = "1000.0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def run(database, monkeypatch):
+    monkeypatch.setenv("ZOHO_ORM_STORE_URL", database.render_as_string(hide_password=False))
+    return lambda *args, **options: CliRunner().invoke(app, args, **options)
+
+
+@pytest.fixture
+def stored(database):
+    """Ids, users and ages of tokens, in the database."""
+    engine = create_engine(database)
+    now = int(time.time() * 1000)
+    with engine.begin() as connection:
+        repository = SyncTokenRepository(connection)
+        for id_, user, expiry, refresh_token in (
+            ("1", "ada@example.com:1", now + 3_000_000, SECRET),
+            ("2", "evil\x1b[31m", now - 1, None),
+            ("x' or '1'='1", "o'brien", None, "r"),
+        ):
+            repository.save(
+                TokenRecord(
+                    id=id_,
+                    user_name=user,
+                    client_id="1000.C",
+                    client_secret=SECRET,
+                    refresh_token=refresh_token,
+                    access_token=f"{SECRET}{id_}",
+                    expiry_time=expiry,
+                    api_domain="https://www.zohoapis.eu",
+                )
+            )
+        connection.execute(
+            text("UPDATE oauthtoken SET updated_at = '2026-01-01 00:00:00' WHERE id = '1'")
+        )
+    yield lambda: ids(engine)
+    engine.dispose()
+
+
+def ids(engine):
+    with engine.connect() as connection:
+        return sorted(connection.scalars(text("SELECT id FROM oauthtoken")))
+
+
+class TestListing:
+    def test_a_line_per_token_without_secrets_or_control_characters_G3(self, run, stored):
+        result = run("list")
+        assert result.exit_code == 0
+        heading, *lines = result.stdout.splitlines()
+        assert heading.split() == ["ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"]
+        assert len(lines) == 3
+        assert lines[0].split()[:6] == ["1", "ada@example.com:1", "1000.C", "eu", "49", "min"]
+        assert "ended" in lines[1]
+        assert "unknown" in lines[2]
+        assert "\x1b" not in result.stdout
+        assert SECRET[:20] not in result.stdout
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (["--user", "o'brien"], ["x' or '1'='1"]),
+            (["--client", "1000.c"], []),
+            (["--expired"], ["2"]),
+            (["--live"], ["1", "x' or '1'='1"]),
+        ],
+    )
+    def test_filters(self, run, stored, options, expected):
+        lines = run("list", "--json", *options).stdout.splitlines()
+        assert [json.loads(line)["id"] for line in lines] == expected
+
+    def test_secrets_are_shown_only_when_asked_for(self, run, stored):
+        for command in (["list", "--json"], ["show", "1"]):
+            assert SECRET not in run(*command).stdout
+            assert SECRET in run(*command, "--reveal").stdout
+
+    def test_one_token(self, run, stored):
+        result = run("show", "x' or '1'='1")
+        assert "user_name      o'brien" in result.stdout
+        missing = run("show", "nonesuch")
+        assert (missing.exit_code, missing.stdout) == (1, "")
+        assert "no token with the id 'nonesuch'" in missing.stderr
+
+
+class TestDeleting:
+    def test_one_token_after_a_question(self, run, stored):
+        assert run("delete", "1", input="n\n").exit_code == 1
+        assert len(stored()) == 3
+        assert run("delete", "1", input="y\n").exit_code == 0
+        assert stored() == ["2", "x' or '1'='1"]
+        assert run("delete", "1", "--yes").exit_code == 1
+
+    def test_every_token_after_a_question(self, run, stored):
+        assert "all 3 tokens" in run("clear", input="n\n").stderr
+        assert len(stored()) == 3
+        assert "Deleted 3 tokens" in run("clear", "--yes").stdout
+        assert stored() == []
+
+    def test_what_is_of_no_more_use(self, run, stored):
+        assert "Deleted 1 tokens" in run("purge", "--stranded", "--yes").stdout
+        assert stored() == ["1", "x' or '1'='1"]
+        assert "Deleted 1 tokens" in run("purge", "--idle", "90d", "--yes").stdout
+        assert stored() == ["x' or '1'='1"]
+
+    @pytest.mark.parametrize("options", [[], ["--idle", "soon"], ["--idle", "90"]])
+    def test_a_purge_that_says_too_little(self, run, stored, options):
+        assert run("purge", "--yes", *options).exit_code == 1
+        assert len(stored()) == 3
+
+    def test_the_repository_refuses_it_as_well(self, database):
+        engine = create_engine(database)
+        with engine.connect() as connection:
+            repository = SyncTokenRepository(connection)
+            with pytest.raises(Exception, match="what to purge"):
+                repository.purge()
+            with pytest.raises(Exception, match="negative"):
+                repository.purge(idle=timedelta(-1))
+        engine.dispose()
+
+
+class TestImportAndExport:
+    @pytest.fixture
+    def file(self, tmp_path):
+        store = FileStore(str(tmp_path / "sdk_tokens.txt"))
+        store.save_token(make_token(**FULL | {"id": "1"}))
+        return tmp_path / "sdk_tokens.txt"
+
+    def test_there_and_back(self, run, file, database, tmp_path):
+        assert "Would be added: 1" in run("import", str(file), "--dry-run").stdout
+        assert "Added: 1" in run("import", str(file)).stdout
+        assert "unchanged: 1" in run("import", str(file)).stdout
+        assert "Wrote 1 tokens" in run("export", str(tmp_path / "out.txt")).stdout
+        (token,) = FileStore(str(tmp_path / "out.txt")).get_tokens()
+        assert token.get_refresh_token() == FULL["refresh_token"]
+        assert run("export", str(tmp_path / "out.txt")).exit_code == 1
+
+    def test_a_broken_line(self, run, file, database):
+        with file.open("a") as opened:
+            opened.write("2,u\n")
+        strict = run("import", str(file), "--strict")
+        assert (strict.exit_code, strict.stdout) == (1, "")
+        assert "Nothing was imported, because of line 3" in strict.stderr
+        result = run("import", str(file))
+        assert result.exit_code == 1
+        assert "Refused: line 3: It has 2 columns" in result.stderr
+        assert "Added: 1" in result.stdout
+
+    def test_from_a_sqlite_file_and_from_a_url(self, run, file, database, tmp_path):
+        path = tmp_path / "zohooauth.db"
+        with SQLAlchemyTokenStore(f"sqlite:///{path}") as store:
+            store.save_token(make_token(**FULL))
+        assert "Added: 1" in run("import", str(path)).stdout
+        assert "unchanged: 1" in run("import", f"sqlite:///{path}").stdout
+
+
+class TestDoctor:
+    def test_all_is_well(self, run, stored):
+        result = run("doctor")
+        assert result.exit_code == 0, result.stdout
+        assert all(line.startswith("ok ") for line in result.stdout.splitlines())
+        assert "3 tokens, of which 1" in result.stdout
+
+    def test_what_is_wrong_and_what_to_do(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ZOHO_ORM_STORE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
+        result = CliRunner().invoke(app, ["doctor"])
+        assert result.exit_code == 1
+        assert "WRONG  No tables of this package" in result.stdout
+        assert "zoho-orm-store upgrade" in result.stdout
+
+    def test_no_server(self, monkeypatch):
+        monkeypatch.setenv("ZOHO_ORM_STORE_URL", "postgresql+psycopg://u:s3cret@127.0.0.1:1/d")
+        result = CliRunner().invoke(app, ["doctor"])
+        assert result.exit_code == 1
+        assert "WRONG  Cannot connect to postgresql+psycopg://u:***@127.0.0.1:1/d" in result.stdout
+        assert "s3cret" not in result.output
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_the_commands_that_need_tables_say_so(name, run, database, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOHO_ORM_STORE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
+    for command in (["list"], ["show", "1"], ["clear", "-y"], ["import"], ["export", "x"]):
+        result = CliRunner().invoke(app, command)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "zoho-orm-store upgrade --url" in result.stderr
+
+
+def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path):
+    """100,000 tokens: the first line within a second of the start, at most 60 MB more in all."""
+    url = f"sqlite:///{tmp_path / 'many.db'}"
+    with SQLAlchemyTokenStore(url) as store:
+        store.get_tokens()
+    engine, now = create_engine(url), utc_now()
+    with engine.begin() as connection:
+        for start in range(0, 100_000, 10_000):
+            rows = []
+            for number in range(start, start + 10_000):
+                record = TokenRecord(id=f"{number}", user_name=f"u{number}", access_token=SECRET)
+                values = {"id": record.id, "user_name": record.user_name, "access_token": SECRET}
+                rows.append(values | digests_of(record) | {"created_at": now, "updated_at": now})
+            connection.execute(insert(StoredToken), rows)
+    engine.dispose()
+
+    def peak_of(*command):
+        code = (
+            "import resource, sys\n"
+            "from zoho_orm_store.cli import app\n"
+            "try: app()\n"
+            "except SystemExit: pass\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started = time.monotonic()
+        process.stdout.readline()
+        process.stdout.readline()
+        first = time.monotonic() - started
+        rest = sum(1 for _ in process.stdout)
+        errors = process.stderr.read()
+        process.communicate()
+        return first, rest, int(errors)
+
+    first, lines, peak = peak_of("list", "--url", url)
+    _, _, little = peak_of("list", "--url", url, "--user", "u1")
+    assert lines == 99_999
+    assert peak - little < 60_000
+    assert first < 5, f"the first line came after {first:.1f} s"
