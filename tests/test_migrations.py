@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from conftest import known, make_token
+from conftest import known, make_token, statements_counted
 from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
 from zoho_orm_store.sdk import SDKException
+from zoho_orm_store.statements import NEWEST_REVISION
 
 ROOT = Path(__file__).parent.parent
 HEAD = "zoho_orm_store_0002"
@@ -308,8 +309,38 @@ def test_check_names_both_revisions_and_the_command(empty_database):
 def test_check_says_that_a_newer_release_has_made_the_tables(empty_database, behind):
     provision.upgrade(empty_database)
     behind("UPDATE zoho_orm_store_version SET version_num = 'zoho_orm_store_9999'")
-    with pytest.raises(SchemaError, match=r"zoho_orm_store_9999.* newer release.* pip install"):
-        provision.check(empty_database)
+    newer = r"zoho_orm_store_9999.* newer release.* pip install"
+    for look in (provision.check, provision.upgrade):
+        with pytest.raises(SchemaError, match=newer):
+            look(empty_database)
+    for create_schema in (True, False):
+        with SQLAlchemyTokenStore(empty_database, create_schema=create_schema) as store:
+            for _ in range(2):
+                with pytest.raises(SDKException, match=newer):
+                    store.get_tokens()
+
+
+def test_a_store_on_tables_that_are_behind_names_both_revisions(empty_database):
+    provision.upgrade(empty_database, "zoho_orm_store_0001")
+    with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+        with pytest.raises(SDKException, match=f"at revision zoho_orm_store_0001, but {HEAD}"):
+            store.find_token_by_id("1")
+        provision.upgrade(empty_database)
+        assert store.find_token_by_id("1") is None
+
+
+def test_a_store_reads_the_revision_once(empty_database):
+    provision.upgrade(empty_database)
+    with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+        with statements_counted() as statements:
+            store.find_token_by_id("1")
+            assert [s for s in statements if "zoho_orm_store_version" in s] == statements[:1]
+            store.find_token_by_id("1")
+        assert len(statements) == 3
+
+
+def test_the_revision_that_a_store_expects_is_the_newest():
+    assert provision.head() == HEAD == NEWEST_REVISION
 
 
 def test_a_column_that_was_dropped_is_reported_and_made_again(empty_database, behind):

@@ -145,7 +145,8 @@ def failure_of(error: Exception) -> DatabaseError:
     code, text = _code_of(error), str(error.orig)
     reported = f"The database reported {_driver_error_name(error)}"
     if code in _SCHEMA_SQLSTATES or code in _SCHEMA_MYSQL or _says(text, _SCHEMA_SQLITE):
-        return SchemaError(f"{reported}: {_first_line(text)}")  # It quotes names, and no values.
+        reported = f"{reported}: {_first_line(text)}"  # It quotes names, and no values.
+        return SchemaError(reported, reported=reported)
     message = f"{reported}: {_without_values(text)}"
     if code == _QUERY_CANCELED:
         return DatabaseTimeoutError(message)

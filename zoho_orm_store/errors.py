@@ -77,4 +77,12 @@ class DatabaseTimeoutError(DatabaseError):
 
 
 class SchemaError(DatabaseError):
-    """The tables are missing, or of another version than this package."""
+    """The tables are missing, or of another version than this package.
+
+    Attributes:
+        reported: What the database said, where that is how it came out.
+    """
+
+    def __init__(self, message: str, *, reported: str = "") -> None:
+        super().__init__(message)
+        self.reported = reported

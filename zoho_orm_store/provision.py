@@ -21,9 +21,8 @@ from sqlalchemy import Connection, exc, inspect
 from zoho_orm_store.binding import Binding, bind_to
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
-from zoho_orm_store.migrations.environment import VERSION_TABLE
 from zoho_orm_store.models import metadata
-from zoho_orm_store.statements import commit_schema, lock_schema, unlock_schema
+from zoho_orm_store.statements import VERSION_TABLE, commit_schema, lock_schema, unlock_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -185,6 +184,8 @@ def _migrate(target: Target, migrate: Callable[[Config, str], None], to: str) ->
     def work(connection: Connection) -> None:
         config.attributes["connection"] = connection
         with _schema_locked(connection):
+            if _current(connection) not in (None, *revisions()):
+                raise SchemaError(describe(connection))
             migrate(config, to)
             if connection is not target:
                 _run(connection, commit_schema)

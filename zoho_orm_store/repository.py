@@ -25,7 +25,12 @@ from uuid import uuid4
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from zoho_orm_store.dialects import connect_failure_of, failure_of, is_database_error
+from zoho_orm_store.dialects import (
+    connect_failure_of,
+    failure_of,
+    is_database_error,
+    shown,
+)
 from zoho_orm_store.digests import (
     DIGEST_COLUMNS,
     digest,
@@ -33,7 +38,12 @@ from zoho_orm_store.digests import (
     digests_of,
     identity_digest,
 )
-from zoho_orm_store.errors import ConfigurationError, DatabaseError, InvalidTokenError
+from zoho_orm_store.errors import (
+    ConfigurationError,
+    DatabaseError,
+    InvalidTokenError,
+    SchemaError,
+)
 from zoho_orm_store.matching import (
     Rung,
     check_credentials,
@@ -111,7 +121,7 @@ def _operation(
             if not is_database_error(error):
                 raise
             failure = failure_of(error)
-        raise failure
+        raise self._explained(failure) if isinstance(failure, SchemaError) else failure
 
     return operation
 
@@ -417,6 +427,17 @@ class SyncTokenRepository:
 
     def _identity(self, record: TokenRecord) -> str:
         return identity_digest(identity_of(record), self._scope)
+
+    def _explained(self, error: SchemaError) -> SchemaError:
+        """The schema's error with the command that mends it (rule G2)."""
+        mend = f"zoho-orm-store upgrade --url '{shown(self._bind.engine.url)}'"
+        if self._model is not StoredToken:
+            mend = "your project's migrations"
+        return SchemaError(
+            f"The table {self._table.name!r} is missing or of another version than this package. "
+            f"Run: {mend}. {error.reported}",
+            reported=error.reported,
+        )
 
     def _flush(self) -> None:
         """Write first what the application's session holds back, as its own queries do."""

@@ -20,12 +20,14 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     delete,
     false,
     func,
     insert,
     or_,
     select,
+    table,
     text,
     update,
 )
@@ -40,8 +42,11 @@ if TYPE_CHECKING:
     from zoho_orm_store.scopes import Scope
 
 __all__ = [
+    "NEWEST_REVISION",
     "RECORD_COLUMNS",
+    "REVISION",
     "SDK_COLUMNS",
+    "VERSION_TABLE",
     "Statements",
     "begin_immediate",
     "commit_schema",
@@ -69,6 +74,15 @@ SDK_COLUMNS = (
 
 RECORD_COLUMNS = (*SDK_COLUMNS, "created_at", "updated_at")
 """The columns of a `TokenRecord`, in the order of its fields."""
+
+VERSION_TABLE = "zoho_orm_store_version"
+"""Where the revision is kept: a table of our own, beside a project's own ``alembic_version``."""
+
+NEWEST_REVISION = "zoho_orm_store_0002"
+"""The revision of the tables that this package works on."""
+
+REVISION: Select[Any] = select(column("version_num")).select_from(table(VERSION_TABLE))
+"""The revision that the tables are at."""
 
 _MYSQL_FAMILY = ("mysql", "mariadb")
 _SCHEMA_LOCK = 0x5A6F686F

@@ -10,16 +10,14 @@ from alembic import context
 from zoho_orm_store.binding import bind_to
 from zoho_orm_store.errors import ConfigurationError
 from zoho_orm_store.models import metadata
+from zoho_orm_store.statements import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.migration import MigrationContext
     from sqlalchemy import Column, Connection
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["URL_VARIABLE", "VERSION_TABLE", "run"]
-
-VERSION_TABLE = "zoho_orm_store_version"
-"""Where the revision is kept: a table of our own, beside a project's own ``alembic_version``."""
+__all__ = ["URL_VARIABLE", "run"]
 
 URL_VARIABLE = "ZOHO_ORM_STORE_URL"
 """The environment variable that names the database for Alembic's own command line."""
