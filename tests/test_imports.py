@@ -109,6 +109,17 @@ def test_every_public_name_is_there():
         zoho_orm_store.nonesuch  # noqa: B018
 
 
+def test_a_default_driver_that_no_extra_brings_is_named_with_another_G2():
+    code = (
+        "import sys; sys.modules['MySQLdb'] = None\n"
+        "import zoho_orm_store as z\n"
+        "try: z.SQLAlchemyTokenStore('mysql://u@h/d')\n"
+        "except z.MissingDependencyError as error: print(error)"
+    )
+    said = run(code)
+    assert "pip install 'zoho-orm-store[mysql]' and begin the URL with mysql+pymysql://" in said
+
+
 @pytest.mark.parametrize(
     ("package", "url", "extra"),
     [

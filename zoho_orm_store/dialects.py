@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTOCOMMIT_IS_FREE",
     "AUTOCOMMIT_READS",
+    "BROUGHT_INSTEAD",
     "EXTRAS",
     "connect_args",
     "connect_failure_of",
@@ -45,6 +46,9 @@ EXTRAS = {
     "MySQLdb": "mysql",
 }
 """The extra of this package that brings a driver for the same database."""
+
+BROUGHT_INSTEAD = {"psycopg2": "postgresql+psycopg", "MySQLdb": "mysql+pymysql"}
+"""What a URL names in place of a driver that SQLAlchemy defaults to and no extra brings."""
 
 _CONNECT_ARGS = {
     "pysqlite": ("timeout",),

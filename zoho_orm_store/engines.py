@@ -16,6 +16,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from zoho_orm_store.dialects import (
     AUTOCOMMIT_IS_FREE,
     AUTOCOMMIT_READS,
+    BROUGHT_INSTEAD,
     EXTRAS,
     connect_args,
     is_memory,
@@ -128,7 +129,9 @@ def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[Asyn
 
 def _missing_driver(package: str, url: URL) -> ConfigurationError:
     if package in EXTRAS:
-        return MissingDependencyError(package, EXTRAS[package])
+        return MissingDependencyError(
+            package, EXTRAS[package], instead=BROUGHT_INSTEAD.get(package, "")
+        )
     return ConfigurationError(
         f"The database driver of {url.drivername!r} needs the package {package!r}, "
         "which is not installed."

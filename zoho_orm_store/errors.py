@@ -29,10 +29,11 @@ class ConfigurationError(ZohoOrmStoreError):
 class MissingDependencyError(ConfigurationError):
     """An optional package is not installed; the message names the extra that brings it."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, *, instead: str = "") -> None:
         super().__init__(
-            f"The package {package!r} is not installed. "
-            f"Install it with: pip install 'zoho-orm-store[{extra}]'"
+            f"The package {package!r} is not installed. Install "
+            f"{'another driver' if instead else 'it'} with: pip install 'zoho-orm-store[{extra}]'"
+            f"{f' and begin the URL with {instead}://' if instead else ''}"
         )
         self.package = package
         self.extra = extra

@@ -69,9 +69,7 @@ def show(
     reveal: Reveal = False,
 ) -> None:
     """Show everything that is known of one token. Its secrets are masked, unless --reveal."""
-    record = _run(url, lambda repository: repository.get(id))
-    if record is None:
-        raise ConfigurationError(f"There is no token with the id {id!r}.")
+    record = _existing(url, id)
     for name, value in _known(record, reveal=reveal).items():
         typer.echo(f"{name:<14} {_printable(str(value))}")
 
@@ -83,9 +81,7 @@ def delete(
     yes: Yes = False,
 ) -> None:
     """Delete one token; asks first. It goes on to be valid at Zoho, unless it is revoked there."""
-    record = _run(url, lambda repository: repository.get(id))
-    if record is None:
-        raise ConfigurationError(f"There is no token with the id {id!r}.")
+    record = _existing(url, id)
     ask(f"Delete the token {id!r} of {_printable(record.user_name or 'an unknown user')}?", yes=yes)
     _run(url, lambda repository: repository.delete(id), writes=True)
     typer.echo("Deleted.")
@@ -180,6 +176,13 @@ def export(
     provision.check(url)
     number = export_tokens(url, path)
     typer.echo(f"Wrote {number} tokens, with their secrets, into {path}.")
+
+
+def _existing(url: str, id_: str) -> TokenRecord:
+    record = _run(url, lambda repository: repository.get(id_))
+    if record is None:
+        raise ConfigurationError(f"There is no token with the id {id_!r}.")
+    return record
 
 
 def _run(
