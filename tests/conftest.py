@@ -8,6 +8,7 @@ ZOHO_ORM_STORE_REQUIRE_SERVERS=1 that is an error instead.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -66,49 +67,54 @@ ROUTES = (
 )
 
 
-UNREACHABLE = {
-    name: reason for name, url in SERVERS.items() if (reason := why_unreachable(url)) is not None
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+ABSENT = {
+    name: f"{url.render_as_string(hide_password=True)} is not reachable ({reason}). "
+    f"Set ZOHO_ORM_STORE_TEST_{name.upper()} to another URL."
+    for name, url in SERVERS.items()
+    if (reason := why_unreachable(url)) is not None
 }
+"""What some tests need and is not there, and why."""
+
+if CHROMIUM is None:
+    ABSENT["chromium"] = "neither chromium nor google-chrome is installed."
+
 _left_out: dict[str, int] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if UNREACHABLE and REQUIRE_SERVERS:
-        raise pytest.UsageError(
-            f"The servers are required, but these are not reachable: {UNREACHABLE}"
-        )
+    if ABSENT and REQUIRE_SERVERS:
+        raise pytest.UsageError(f"All of it is required, but: {' '.join(ABSENT.values())}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept = []
     for item in items:
-        server = _server_of(item)
-        if server in UNREACHABLE:
-            _left_out[server] = _left_out.get(server, 0) + 1
-        else:
+        needed = _needs(item) & ABSENT.keys()
+        for name in needed:
+            _left_out[name] = _left_out.get(name, 0) + 1
+        if not needed:
             kept.append(item)
     items[:] = kept
 
 
-def _server_of(item: pytest.Item) -> str | None:
+def _needs(item: pytest.Item) -> set[str]:
+    """The servers, and the browser, that a test's parameters name."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    for value in parameters:
-        names = value if isinstance(value, tuple) else (value,)
-        for name in (name.database if isinstance(name, Route) else name for name in names):
-            if isinstance(name, str) and name in SERVERS:
-                return name
-    return None
+    names = set()
+    for parameter in parameters:
+        for part in parameter if isinstance(parameter, tuple) else (parameter,):
+            name = part.database if isinstance(part, Route) else part
+            if isinstance(name, str):
+                names.add(name)
+    return names & {*SERVERS, "chromium"}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for server, count in _left_out.items():
-        url = SERVERS[server].render_as_string(hide_password=True)
-        terminalreporter.write_line(
-            f"NOT RUN: {count} tests on {server}, because {url} is not reachable "
-            f"({UNREACHABLE[server]}). Set ZOHO_ORM_STORE_TEST_{server.upper()} to another URL.",
-            yellow=True,
-            bold=True,
-        )
+    for name, count in _left_out.items():
+        line = f"NOT RUN: {count} tests on {name}, because {ABSENT[name]}"
+        terminalreporter.write_line(line, yellow=True, bold=True)
 
 
 @pytest.fixture(scope="session")

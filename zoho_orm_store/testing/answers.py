@@ -34,12 +34,14 @@ class Answer(NamedTuple):
         body: The text.
         content_type: The content type.
         error: Zoho's error code, or ``"failed"`` for a failure on demand.
+        location: Where a redirect leads to.
     """
 
     status: int | None
     body: str = ""
     content_type: str = _JSON
     error: str | None = None
+    location: str | None = None
 
 
 NO_CONTENT = Answer(204)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from zoho_orm_store.errors import MissingDependencyError
-from zoho_orm_store.testing.accounts import Accounts
+from zoho_orm_store.testing.accounts import DEFAULT_USER, Accounts
 from zoho_orm_store.testing.answers import (
     CONNECTION_DROPPED,
     SERVER_ERROR,
@@ -16,6 +16,7 @@ from zoho_orm_store.testing.answers import (
     failed_answer,
     json_answer,
 )
+from zoho_orm_store.testing.consent import consent_answer
 from zoho_orm_store.testing.crm import crm_answer
 from zoho_orm_store.testing.recording import Counts, RecordedRequest, counted
 from zoho_orm_store.testing.server import Server
@@ -126,6 +127,15 @@ class LoopbackZoho(Accounts):
         """The URL for token requests."""
         return f"{self.url}/oauth/v2/token"
 
+    @property
+    def consent_url(self) -> str:
+        """The URL of the page on which a user lets a client in, for a login in a browser.
+
+        It takes the parameters of Zoho's own: ``client_id``, ``redirect_uri`` (the client's),
+        ``response_type``, ``scope``, ``access_type`` and ``state``.
+        """
+        return f"{self.url}/oauth/v2/auth"
+
     def environment(self) -> DataCenter.Environment:
         """The environment to give to the SDK's ``Initializer``.
 
@@ -189,12 +199,25 @@ class LoopbackZoho(Accounts):
                 answer = crm_answer(request.method, url.path, params, user, self.zgid)
                 self._record("api", request.target, at, answer, user)
             return answer
+        if (request.method, url.path) == ("GET", "/oauth/v2/auth"):
+            return self._consent(params, at)
         if self.delay and self._closing.wait(self.delay):
             return failed_answer(CONNECTION_DROPPED)
         kind = _kind(request.method, url.path, params)
         with self._lock:
             answer, user = self._accounts_answer(kind, params)
             self._record(kind, url.path, at, answer, user)
+        return answer
+
+    def _consent(self, params: Mapping[str, str], at: float) -> Answer:
+        answer = consent_answer(
+            params,
+            self._clients.get(params.get("client_id", "")),
+            DEFAULT_USER,
+            lambda user, client: self.issue_grant_token(user, client=client),
+        )
+        with self._lock:
+            self._record("consent", "/oauth/v2/auth", at, answer, params.get("user"))
         return answer
 
     def _record(self, kind: Kind, path: str, at: float, answer: Answer, user: str | None) -> None:

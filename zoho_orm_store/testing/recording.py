@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "Kind", "RecordedRequest", "counted"]
 
-Kind: TypeAlias = Literal["exchange", "refresh", "revoke", "api", "unknown"]
+Kind: TypeAlias = Literal["consent", "exchange", "refresh", "revoke", "api", "unknown"]
 """What a request asked for; see `RecordedRequest`."""
 
 
@@ -20,8 +20,9 @@ class RecordedRequest:
     """One request that was answered or dropped. It holds no secret.
 
     Attributes:
-        kind: ``"exchange"`` (of a grant token), ``"refresh"``, ``"revoke"``, ``"api"`` (Zoho CRM),
-            or ``"unknown"`` for anything else asked of Zoho Accounts.
+        kind: ``"consent"`` (the page in a browser), ``"exchange"`` (of a grant token),
+            ``"refresh"``, ``"revoke"``, ``"api"`` (Zoho CRM), or ``"unknown"`` for anything else
+            asked of Zoho Accounts.
         path: The path; with the query string for Zoho CRM only, since Zoho Accounts takes tokens
             in it.
         at: When the request arrived, in epoch seconds.

@@ -110,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         if content:
             self.send_header("Content-Type", answer.content_type)
+        if answer.location is not None:
+            self.send_header("Location", answer.location)
         if answer.status != 204:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
