@@ -15,7 +15,7 @@ PACKAGE = Path(zoho_orm_store.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"record"},
+    {"record", "revisions"},
     {"matching"},
     {
         "digests",

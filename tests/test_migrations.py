@@ -16,8 +16,8 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
+from zoho_orm_store.revisions import NEWEST_REVISION
 from zoho_orm_store.sdk import SDKException
-from zoho_orm_store.statements import NEWEST_REVISION
 
 ROOT = Path(__file__).parent.parent
 HEAD = "zoho_orm_store_0002"

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import replace
 
 import pytest
-from conftest import empty
+from conftest import empty, statements_counted
 from databases import DATABASES
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.engine.default import DefaultDialect
@@ -27,6 +27,7 @@ from zoho_orm_store import (
     TokenRecord,
     TokenRepository,
     UserMismatchError,
+    metadata,
 )
 from zoho_orm_store.statements import Statements
 
@@ -295,6 +296,36 @@ def test_a_server_that_is_not_there_G1_G2(driver):
     shown = "".join(traceback.format_exception(raised.value))
     assert "s3cret-pw" not in shown
     assert not [secret for secret in SECRETS if secret in shown]
+
+
+class TestTheRevision:
+    def test_tables_of_another_revision_are_refused_and_both_are_named_G2(self, begin):
+        transaction = begin()
+        transaction.execute("UPDATE zoho_orm_store_version SET version_num = 'zoho_orm_store_0001'")
+        with pytest.raises(SchemaError, match=r"at revision zoho_orm_store_0001, but .*_0002 is"):
+            transaction.list()
+        transaction.execute("UPDATE zoho_orm_store_version SET version_num = 'zoho_orm_store_9999'")
+        with pytest.raises(SchemaError, match=r"9999, which a newer release .* pip install"):
+            transaction.save(ASKED)
+        transaction.rollback()
+        assert transaction.list() == []
+
+    def test_it_is_read_once(self, begin):
+        transaction = begin()
+        with statements_counted() as statements:
+            for _ in range(3):
+                transaction.get("1")
+        assert sum("zoho_orm_store_version" in statement for statement in statements) == 1
+
+    def test_without_one_the_applications_transaction_goes_on(self, empty_database):
+        engine = create_engine(empty_database)
+        metadata.create_all(engine)
+        with engine.begin() as connection:
+            SyncTokenRepository(connection).save(ASKED)
+            SyncTokenRepository(connection).save(replace(ASKED, user_name="another"))
+        with engine.connect() as connection:
+            assert SyncTokenRepository(connection).count() == 2
+        engine.dispose()
 
 
 class TestInASession:

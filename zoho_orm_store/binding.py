@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Engine, exc
 from sqlalchemy.pool import StaticPool
 
-from zoho_orm_store.dialects import connect_failure_of, failure_of, is_database_error
+from zoho_orm_store.dialects import (
+    connect_failure_of,
+    failure_of,
+    is_database_error,
+    is_in_autocommit,
+)
 from zoho_orm_store.engines import engines_for
 from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClosedError
 from zoho_orm_store.forks import Gate, tell_forked_children
@@ -247,11 +252,7 @@ def _transact(
 
 def _leave_autocommit(connection: Connection) -> None:
     """Make a transaction possible on a connection of an engine in AUTOCOMMIT (rule E6)."""
-    dialect = connection.dialect
-    if dialect.name == "sqlite":
-        return
-    dbapi_connection = connection.connection.dbapi_connection
-    if dbapi_connection is not None and dialect.detect_autocommit_setting(dbapi_connection):
+    if is_in_autocommit(connection):
         connection.execution_options(isolation_level=connection.default_isolation_level)
 
 

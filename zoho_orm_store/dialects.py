@@ -15,7 +15,7 @@ from zoho_orm_store.errors import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Connection
 
 __all__ = [
     "AUTOCOMMIT_IS_FREE",
@@ -26,6 +26,7 @@ __all__ = [
     "connect_failure_of",
     "failure_of",
     "is_database_error",
+    "is_in_autocommit",
     "is_memory",
     "shown",
 ]
@@ -94,6 +95,16 @@ _SCHEMA_MYSQL = frozenset({1054, 1146})
 _SCHEMA_SQLITE = ("no such table", "no such column", "has no column named")
 
 _QUERY_CANCELED = "57014"
+
+
+def is_in_autocommit(connection: Connection) -> bool:
+    """Whether each statement on a connection is a transaction of its own."""
+    dbapi_connection = connection.connection.dbapi_connection
+    return (
+        connection.dialect.name != "sqlite"
+        and dbapi_connection is not None
+        and connection.dialect.detect_autocommit_setting(dbapi_connection)
+    )
 
 
 def is_memory(url: URL) -> bool:

@@ -22,7 +22,9 @@ from zoho_orm_store.binding import Binding, bind_to
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.models import metadata
-from zoho_orm_store.statements import VERSION_TABLE, commit_schema, lock_schema, unlock_schema
+from zoho_orm_store.revisions import NEWEST_REVISION, VERSION_TABLE
+from zoho_orm_store.revisions import describe as describe_revision
+from zoho_orm_store.statements import commit_schema, lock_schema, unlock_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -184,7 +186,7 @@ def _migrate(target: Target, migrate: Callable[[Config, str], None], to: str) ->
     def work(connection: Connection) -> None:
         config.attributes["connection"] = connection
         with _schema_locked(connection):
-            if _current(connection) not in (None, *revisions()):
+            if (_current(connection) or "") > NEWEST_REVISION:
                 raise SchemaError(describe(connection))
             migrate(config, to)
             if connection is not target:
@@ -254,30 +256,8 @@ def _check(connection: Connection) -> None:
 
 
 def describe(connection: Connection) -> str:
-    """Say at which revision a schema is, which one is needed, and what mends it."""
-    url = shown(connection.engine.url)
-    found, needed = _current(connection), head()
-    upgrade = (
-        f"Run: zoho-orm-store upgrade --url '{url}', "
-        "or in Python: zoho_orm_store.provision.upgrade(engine)."
-    )
-    if found is None:
-        return (
-            f"No tables of this package have been made in {url} (revision {needed} is needed). "
-            f"{upgrade} A project that keeps them in migrations of its own runs those instead."
-        )
-    if found == needed:
-        return (
-            f"The tables in {url} are at revision {needed}, as they should be, but were changed "
-            f"since. Restore them; or drop the table {VERSION_TABLE}, which holds nothing but the "
-            f"revision, and let the upgrade add what is missing. {upgrade}"
-        )
-    if found not in revisions():
-        return (
-            f"The tables in {url} are at revision {found}, which a newer release of this package "
-            f"has made; this one needs {needed}. Run: pip install --upgrade zoho-orm-store"
-        )
-    return f"The tables in {url} are at revision {found}, but {needed} is needed. {upgrade}"
+    """Say at which revision the tables are, which one is needed, and what mends it."""
+    return describe_revision(shown(connection.engine.url), _current(connection))
 
 
 def _config() -> Config:

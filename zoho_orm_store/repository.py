@@ -6,7 +6,7 @@ Neither ever commits or rolls back: whoever owns the transaction does.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
@@ -21,6 +21,7 @@ from typing import (
     TypeVar,
 )
 from uuid import uuid4
+from weakref import WeakSet
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
@@ -29,6 +30,7 @@ from zoho_orm_store.dialects import (
     connect_failure_of,
     failure_of,
     is_database_error,
+    is_in_autocommit,
     shown,
 )
 from zoho_orm_store.digests import (
@@ -43,6 +45,7 @@ from zoho_orm_store.errors import (
     DatabaseError,
     InvalidTokenError,
     SchemaError,
+    ZohoOrmStoreError,
 )
 from zoho_orm_store.matching import (
     Rung,
@@ -56,8 +59,9 @@ from zoho_orm_store.matching import (
 )
 from zoho_orm_store.models import StoredToken, token_table
 from zoho_orm_store.record import TokenRecord, check_text, storable, utc_now
+from zoho_orm_store.revisions import NEWEST_REVISION, describe
 from zoho_orm_store.scopes import scope_of
-from zoho_orm_store.statements import RECORD_COLUMNS, scope_parameters, statements_for
+from zoho_orm_store.statements import RECORD_COLUMNS, REVISION, scope_parameters, statements_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -77,6 +81,9 @@ T = TypeVar("T")
 Records: TypeAlias = list[TokenRecord]
 
 _PAGE = 1000
+
+_checked: WeakSet[Engine] = WeakSet()
+"""The engines on whose databases the tables were found to be of our revision, or of none."""
 
 
 class _Filters(NamedTuple):
@@ -116,7 +123,10 @@ def _operation(
     def operation(self: SyncTokenRepository, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._flush()
         try:
+            self._check_revision()
             return method(self, *args, **kwargs)
+        except ZohoOrmStoreError:
+            raise
         except Exception as error:
             if not is_database_error(error):
                 raise
@@ -260,6 +270,7 @@ class SyncTokenRepository:
         """
         return [*self._oldest_first(_Filters(user_name, client_id, expired))]
 
+    @_operation
     def _oldest_first(self, wanted: _Filters = _ALL) -> Iterator[TokenRecord]:
         """The tokens of a listing, not all of them in memory as rows and as records at once."""
         rows = self._execute(
@@ -427,6 +438,26 @@ class SyncTokenRepository:
 
     def _identity(self, record: TokenRecord) -> str:
         return identity_digest(identity_of(record), self._scope)
+
+    def _check_revision(self) -> None:
+        """Refuse tables of another revision, at the first use of an engine (rule G2).
+
+        Tables of a project's own migrations have no revision to read.
+        """
+        if self._model is not StoredToken or self._bind.engine in _checked:
+            return
+        connection, found = self._connection(), None
+        # On PostgreSQL a failure would end the application's transaction.
+        is_fragile = connection.dialect.name == "postgresql" and not is_in_autocommit(connection)
+        try:
+            with connection.begin_nested() if is_fragile else nullcontext():
+                found = connection.scalar(REVISION)
+        except exc.DBAPIError as error:
+            if not isinstance(failure_of(error), SchemaError):
+                raise
+        if found not in (None, NEWEST_REVISION):
+            raise SchemaError(describe(shown(self._bind.engine.url), found))
+        _checked.add(self._bind.engine)
 
     def _explained(self, error: SchemaError) -> SchemaError:
         """The schema's error with the command that mends it (rule G2)."""

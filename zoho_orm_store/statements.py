@@ -35,6 +35,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from zoho_orm_store.digests import DIGEST_COLUMNS
 from zoho_orm_store.matching import Rung
+from zoho_orm_store.revisions import VERSION_TABLE
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Insert, Table, TextClause, Update
@@ -42,11 +43,9 @@ if TYPE_CHECKING:
     from zoho_orm_store.scopes import Scope
 
 __all__ = [
-    "NEWEST_REVISION",
     "RECORD_COLUMNS",
     "REVISION",
     "SDK_COLUMNS",
-    "VERSION_TABLE",
     "Statements",
     "begin_immediate",
     "commit_schema",
@@ -74,12 +73,6 @@ SDK_COLUMNS = (
 
 RECORD_COLUMNS = (*SDK_COLUMNS, "created_at", "updated_at")
 """The columns of a `TokenRecord`, in the order of its fields."""
-
-VERSION_TABLE = "zoho_orm_store_version"
-"""Where the revision is kept: a table of our own, beside a project's own ``alembic_version``."""
-
-NEWEST_REVISION = "zoho_orm_store_0002"
-"""The revision of the tables that this package works on."""
 
 REVISION: Select[Any] = select(column("version_num")).select_from(table(VERSION_TABLE))
 """The revision that the tables are at."""

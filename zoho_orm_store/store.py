@@ -16,7 +16,6 @@ from zoho_orm_store.forks import tell_forked_children
 from zoho_orm_store.models import StoredToken, token_table
 from zoho_orm_store.repository import SyncTokenRepository
 from zoho_orm_store.scopes import scope_of
-from zoho_orm_store.statements import NEWEST_REVISION, REVISION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,7 +80,6 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         self._owns_binding = True
         self._create_schema = self._resolve(create_schema, bind)
         self._schema_is_due = self._create_schema
-        self._revision_is_due = model is StoredToken
         self._schema_lock = Lock()
         tell_forked_children(self)
 
@@ -132,8 +130,6 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     ) -> T:
         if self._schema_is_due:
             self._make_schema()
-        elif self._revision_is_due:
-            self._check_revision()
         try:
             return transact(lambda connection: operation(self._tokens(connection)))
         except SchemaError as error:
@@ -162,22 +158,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             if self._schema_is_due:
                 if not provision.is_current(self._binding):
                     provision.upgrade(self._binding)
-                self._schema_is_due = self._revision_is_due = False
-
-    def _check_revision(self) -> None:
-        """Refuse tables of another revision, whether or not they would do (rule G2).
-
-        Where a project's own migrations have made the tables, there is no revision to read.
-        """
-        try:
-            found = self._binding.read(lambda connection: connection.scalar(REVISION))
-        except SchemaError:
-            found = None
-        if found not in (None, NEWEST_REVISION):
-            from zoho_orm_store import provision
-
-            raise SchemaError(self._binding.read(provision.describe))
-        self._revision_is_due = False
+                self._schema_is_due = False
 
     def _explained(self, error: SchemaError) -> SchemaError:
         """The schema's error with what is found, what is needed, and the command (rule G2)."""
@@ -185,7 +166,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             return error
         from zoho_orm_store import provision
 
-        return SchemaError(f"{self._binding.read(provision.describe)} {error.reported}")
+        return SchemaError(f"{self._binding.read(provision.describe)} {error.reported}".rstrip())
 
 
 def _checked(

@@ -10,7 +10,7 @@ from alembic import context
 from zoho_orm_store.binding import bind_to
 from zoho_orm_store.errors import ConfigurationError
 from zoho_orm_store.models import metadata
-from zoho_orm_store.statements import VERSION_TABLE
+from zoho_orm_store.revisions import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.migration import MigrationContext
