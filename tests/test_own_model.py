@@ -191,6 +191,10 @@ class TestRefusedModels:
         with pytest.raises(ConfigurationError, match=message):
             store.scoped(**scope)
 
+    def test_a_lease_model_without_the_mixin(self):
+        with pytest.raises(ConfigurationError, match=r"User lacks the columns key, .*LeaseMixin"):
+            SQLAlchemyTokenStore("sqlite://", lease_model=User)
+
     def test_the_packages_own_table_has_no_column_to_scope_by(self):
         self.refused(StoredToken, "Add it to your model", scope={"tenant_id": 1})
 

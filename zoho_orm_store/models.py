@@ -27,6 +27,7 @@ __all__ = [
     "RefreshLeaseMixin",
     "StoredToken",
     "StoredTokenMixin",
+    "lease_table",
     "metadata",
     "token_table",
 ]
@@ -105,17 +106,8 @@ def token_table(model: type[StoredTokenMixin], set_by_scope: Iterable[str] = ())
 
 @cache
 def _checked_table(model: type[StoredTokenMixin], set_by_scope: frozenset[str]) -> Table:
-    table = getattr(model, "__table__", None)
-    if not isinstance(table, Table):
-        raise ConfigurationError(
-            f"The model must be a mapped class with a table of its own, not {model!r}."
-        )
+    table = _table_like(model, StoredToken, "StoredTokenMixin")
     name, ours = model.__name__, [column.name for column in StoredToken.__table__.c]
-    if lacking := [column for column in ours if column not in table.c]:
-        raise ConfigurationError(
-            f"The model {name} lacks the columns {', '.join(lacking)}. "
-            "Make it with zoho_orm_store.StoredTokenMixin."
-        )
     if table.primary_key.columns.keys() != ["id"]:
         raise ConfigurationError(f"The model {name} must have 'id' alone as its primary key.")
     if not any(index.unique and index.columns.keys() == ["identity"] for index in table.indexes):
@@ -131,6 +123,30 @@ def _checked_table(model: type[StoredTokenMixin], set_by_scope: frozenset[str]) 
                 f"The column {column.name!r} of the model {name} needs a default, or must be "
                 "nullable or part of the scope: a new token could not be inserted."
             )
+    return table
+
+
+def lease_table(model: type[RefreshLeaseMixin]) -> Table:
+    """The table of a model, once it is known that refresh leases can be kept in it.
+
+    Raises:
+        ConfigurationError: The model lacks something; the message says what.
+    """
+    return _table_like(model, RefreshLease, "RefreshLeaseMixin")
+
+
+def _table_like(model: type[object], pattern: type[DeclarativeBase], mixin: str) -> Table:
+    table = getattr(model, "__table__", None)
+    if not isinstance(table, Table):
+        raise ConfigurationError(
+            f"The model must be a mapped class with a table of its own, not {model!r}."
+        )
+    wanted = (column.name for column in pattern.__table__.c)
+    if lacking := [name for name in wanted if name not in table.c]:
+        raise ConfigurationError(
+            f"The model {model.__name__} lacks the columns {', '.join(lacking)}. "
+            f"Make it with zoho_orm_store.{mixin}."
+        )
     return table
 
 

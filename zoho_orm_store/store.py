@@ -13,7 +13,7 @@ from zoho_orm_store.binding import bind_to
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.forks import tell_forked_children
-from zoho_orm_store.models import StoredToken, token_table
+from zoho_orm_store.models import RefreshLease, StoredToken, lease_table, token_table
 from zoho_orm_store.repository import SyncTokenRepository
 from zoho_orm_store.scopes import scope_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from zoho_orm_store.adapter import MissingId, StoredTokens
     from zoho_orm_store.engines import Bind
-    from zoho_orm_store.models import StoredTokenMixin
+    from zoho_orm_store.models import RefreshLeaseMixin, StoredTokenMixin
 
 __all__ = ["SQLAlchemyTokenStore"]
 
@@ -45,6 +45,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             engine and disposes of it. An ``Engine`` is used as it is and never disposed of. An
             ``AsyncEngine`` is copied, pool and all, for the store's own event loop.
         model: The model whose table holds the tokens.
+        lease_model: The model whose table is to hold the refresh leases. Nothing uses it yet.
         create_schema: Whether to run the migrations on first use; ``None`` does for a SQLite URL
             and for nothing else.
         missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
@@ -66,6 +67,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         bind: Bind,
         *,
         model: type[StoredTokenMixin] = StoredToken,
+        lease_model: type[RefreshLeaseMixin] = RefreshLease,
         create_schema: bool | None = None,
         missing_id: MissingId = "none",
         scope: Mapping[str, object] | None = None,
@@ -75,6 +77,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
         self._model = model
+        self._lease_table = lease_table(lease_model)
         self._scope = _checked(model, scope)
         self._binding = bind_to(bind, timeout=timeout)
         self._owns_binding = True
