@@ -19,30 +19,20 @@ from conftest import ROUTES, Route, open_store
 from sdk_process import last_names, whoami
 from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
+from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
 from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
 from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
 from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore
+from zoho_orm_store.importers import FileStoreFile, TokenTable, export_tokens, import_tokens
 from zoho_orm_store.sdk import record_of
+from zoho_orm_store.statements import SDK_COLUMNS
 from zoho_orm_store.testing import DEFAULT_USER, Counts, LoopbackZoho
 
 ADA = "ada@example.com"
 BOB = "bob@example.com"
 ASYNC_DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy")
 LEADS = ["Byron", "Murray", "O'Brien"]
-
-COLUMNS = (
-    "id",
-    "user_name",
-    "client_id",
-    "client_secret",
-    "refresh_token",
-    "access_token",
-    "grant_token",
-    "expiry_time",
-    "redirect_url",
-    "api_domain",
-)
 
 
 @pytest.fixture
@@ -63,8 +53,8 @@ def rows(query):
     """The stored tokens as they stand in the database, by user name."""
 
     def read():
-        found = query(f"SELECT {', '.join(COLUMNS)} FROM oauthtoken ORDER BY created_at, id")
-        stored = [dict(zip(COLUMNS, row, strict=True)) for row in found]
+        found = query(f"SELECT {', '.join(SDK_COLUMNS)} FROM oauthtoken ORDER BY created_at, id")
+        stored = [dict(zip(SDK_COLUMNS, row, strict=True)) for row in found]
         return {row["user_name"]: row for row in stored}
 
     return read
@@ -623,3 +613,48 @@ class TestWhatGoesWrong:
         ):
             start(by_grant(zoho), store)
         assert zoho.requests == []
+
+
+class TestTakingOver:
+    """What the SDK's own stores have kept goes on here, without one token request."""
+
+    def log_in(self, zoho, start, theirs):
+        start(by_grant(zoho), theirs)
+        assert whoami() == DEFAULT_USER
+        zoho.reset_counts()
+
+    def go_on(self, zoho, start, store):
+        Initializer.initializer = None
+        (token,) = store.get_tokens()
+        start(token, store)
+        assert whoami() == DEFAULT_USER
+        assert (zoho.counts.exchanges, zoho.counts.refreshes, zoho.counts.refused) == (0, 0, 0)
+        assert zoho.counts.api_calls > 0
+
+    def test_from_a_file_of_the_filestore_and_back(self, zoho, start, store, database, tmp_path):
+        path = tmp_path / "sdk_tokens.txt"
+        self.log_in(zoho, start, FileStore(str(path)))
+        assert import_tokens(FileStoreFile(path), database).added == 1
+        self.go_on(zoho, start, store)
+        assert export_tokens(database, tmp_path / "back.txt") == 1
+        (token,) = FileStore(str(tmp_path / "back.txt")).get_tokens()
+        assert zoho.is_live(token.get_refresh_token())
+
+    @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+    def test_from_a_table_of_the_dbstore(self, zoho, start, store, database, query):
+        ddl = [f"{name} varchar(255)" for name in SDK_COLUMNS[1:]]
+        query(f"CREATE TABLE theirs (id varchar(10) PRIMARY KEY, {', '.join(ddl)})")
+        theirs = DBStore(
+            host=database.host,
+            database_name=database.database,
+            user_name=database.username,
+            password=database.password or "",
+            port_number=str(database.port),
+            table_name="theirs",
+        )
+        try:
+            self.log_in(zoho, start, theirs)
+            assert import_tokens(TokenTable(database, "theirs"), database).added == 1
+            self.go_on(zoho, start, store)
+        finally:
+            query("DROP TABLE theirs")

@@ -150,6 +150,9 @@ class TestFileStore:
         summary = import_tokens(FileStoreFile(path), database, on_progress=told.append)
         assert summary.added == 1200
         assert told == [500, 1000, 1200]
+        told.clear()
+        import_tokens(FileStoreFile(path), database, dry_run=True, on_progress=told.append)
+        assert told == [500, 1000, 1200]
 
 
 class TestTables:

@@ -234,16 +234,32 @@ def import_tokens(
         return done
 
     with closing(bind_to(bind, timeout=None, retry_for=30.0)) as binding:
-        for batch in _batches(source, whole=strict or dry_run):
+        told = _Told(source, on_progress) if on_progress is not None else source
+        for batch in _batches(told, whole=strict or dry_run):
             try:
                 done = binding.write(lambda connection: save_all(connection, batch))  # noqa: B023
             except _UndoError as undone:
                 done = undone.done
             counted.update(outcome for outcome, _ in done)
             refused += [problem for outcome, problem in done if outcome == "refused"]
-            if on_progress is not None:
-                on_progress(sum(counted.values()))
     return ImportSummary(counted["added"], counted["updated"], counted["unchanged"], tuple(refused))
+
+
+class _Told:
+    """A source that tells how many tokens were read from it."""
+
+    def __init__(self, source: Iterable[Found], on_progress: Callable[[int], None]) -> None:
+        self._source = source
+        self._on_progress = on_progress
+
+    def __iter__(self) -> Iterator[Found]:
+        number = 0
+        for number, found in enumerate(self._source, 1):
+            yield found
+            if number % _BATCH == 0:
+                self._on_progress(number)
+        if number % _BATCH:
+            self._on_progress(number)
 
 
 def _batches(source: Iterable[Found], *, whole: bool) -> Iterator[Iterable[Found]]:
