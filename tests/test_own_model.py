@@ -238,6 +238,13 @@ class TestTenants:
         assert [token.get_access_token() for token in seven.get_tokens()] == ["a7"]
         assert [token.get_access_token() for token in eight.get_tokens()] == ["b8"]
 
+    def test_a_scope_that_its_owner_changes_later_stays_what_it_was(self, engine):
+        scope = {"tenant_id": 7}
+        store = SQLAlchemyTokenStore(engine, model=ZohoToken, scope=scope)
+        store.save_token(make_token(**FULL))
+        scope["tenant_id"] = 8
+        assert len(store.get_tokens()) == 1
+
     def test_a_sibling_shares_the_connections_and_does_not_close_them_H2(self, engine):
         seven = tenant(engine, 7)
         eight = seven.scoped(tenant_id=8)

@@ -526,7 +526,7 @@ class TokenRepository:
     ) -> None:
         scope_of(token_table(model, scope or ()), scope)
         self._session = session
-        self._options: dict[str, Any] = {"model": model, "scope": scope}
+        self._options: dict[str, Any] = {"model": model, "scope": scope and dict(scope)}
 
     async def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
         """Find the token with an id. See `SyncTokenRepository.get`."""

@@ -175,6 +175,6 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 def _checked(
     model: type[StoredTokenMixin], scope: Mapping[str, object] | None
 ) -> Mapping[str, object] | None:
-    """A scope, once it is known to fit the model."""
+    """A copy of a scope, once it is known to fit the model."""
     scope_of(token_table(model, scope or ()), scope)
-    return scope
+    return None if scope is None else dict(scope)
