@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoho_orm_store import provision as provision
+    from zoho_orm_store.cipher import FernetCipher, TokenCipher
     from zoho_orm_store.errors import (
+        CipherError,
         ConfigurationError,
         DatabaseError,
         DatabaseTimeoutError,
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         SchemaError,
         StoreClosedError,
+        UndecryptableTokenError,
         UserMismatchError,
         ZohoOrmStoreError,
     )
@@ -36,10 +39,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CipherError",
     "ConfigurationError",
     "DatabaseError",
     "DatabaseTimeoutError",
     "DatabaseUnreachableError",
+    "FernetCipher",
     "InvalidTokenError",
     "MemoryTokenStore",
     "MissingDependencyError",
@@ -51,8 +56,10 @@ __all__ = [
     "StoredToken",
     "StoredTokenMixin",
     "SyncTokenRepository",
+    "TokenCipher",
     "TokenRecord",
     "TokenRepository",
+    "UndecryptableTokenError",
     "UserMismatchError",
     "ZohoOrmStoreError",
     "metadata",
@@ -60,7 +67,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "cipher": ("FernetCipher", "TokenCipher"),
     "errors": (
+        "CipherError",
         "ConfigurationError",
         "DatabaseError",
         "DatabaseTimeoutError",
@@ -69,6 +78,7 @@ _MODULES = {
         "MissingDependencyError",
         "SchemaError",
         "StoreClosedError",
+        "UndecryptableTokenError",
         "UserMismatchError",
         "ZohoOrmStoreError",
     ),

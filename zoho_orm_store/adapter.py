@@ -24,6 +24,7 @@ from zoho_orm_store.sdk import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
+    from typing import NoReturn
 
     from typing_extensions import Self
 
@@ -63,14 +64,18 @@ class StoredTokens(Protocol):
 def _for_the_sdk(
     method: Callable[Concatenate[TokenStoreAdapter, P], T],
 ) -> Callable[Concatenate[TokenStoreAdapter, P], T]:
-    """Make a method raise nothing but the SDK's exception (rule G1)."""
+    """Make a method raise nothing but the SDK's exception (rule G1).
+
+    The cause keeps no frame whose local variables a traceback might show (rule G3).
+    """
 
     @wraps(method)
     def operation(self: TokenStoreAdapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except ZohoOrmStoreError as error:
-            raise store_exception(type(self).__name__, method.__name__, error) from error
+            cause = error.with_traceback(None)
+        raise store_exception(type(self).__name__, method.__name__, cause) from cause
 
     return operation
 
@@ -88,6 +93,9 @@ class TokenStoreAdapter(TokenStore):
         if missing_id not in ("none", "raise"):
             raise ConfigurationError(f"missing_id must be 'none' or 'raise', not {missing_id!r}.")
         self._missing_id = missing_id
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"A {type(self).__name__} is not pickled. Make one in each process.")
 
     @abstractmethod
     def _read(self, operation: Callable[[StoredTokens], T]) -> T:

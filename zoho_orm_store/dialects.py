@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import exc
 
@@ -29,6 +30,7 @@ __all__ = [
     "is_in_autocommit",
     "is_memory",
     "shown",
+    "sqlite_file",
 ]
 
 AUTOCOMMIT_READS = frozenset({"postgresql", "mysql", "mariadb"})
@@ -112,6 +114,19 @@ def is_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and (
         not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
     )
+
+
+def sqlite_file(database: str) -> str | None:
+    """The file that SQLite would make for a database, if there is none.
+
+    Args:
+        database: A path, ``":memory:"``, or a URI such as ``"file:tokens.db?mode=rwc"``.
+    """
+    if not database.startswith("file:"):
+        return None if database in ("", ":memory:") else database
+    parts = urlsplit(database)
+    mode = parse_qs(parts.query).get("mode", ["rwc"])[0]
+    return unquote(parts.path) if mode == "rwc" and parts.path != ":memory:" else None
 
 
 def connect_args(url: URL, driver: str, timeout: float) -> dict[str, object]:

@@ -7,9 +7,9 @@ change needs a migration.
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from zoho_orm_store.hashing import hash_of
 from zoho_orm_store.matching import identities_met, identity_of
 from zoho_orm_store.scopes import EVERYTHING
 
@@ -38,13 +38,14 @@ def digest(field: str, value: str, scope: Scope = EVERYTHING) -> str:
         value: A known value.
         scope: What fences off a tenant, part of what is hashed.
     """
-    return _hash(field, value, *scope.parts)
+    return hash_of(field, value, *scope.parts).hex()
 
 
 def identity_digest(identity: Identity, scope: Scope = EVERYTHING) -> str:
     """The digest that the unique column ``identity`` holds (rule E4)."""
     client_id = identity.client_id or ""
-    return _hash("identity", identity.kind, identity.value, client_id, *scope.parts)
+    parts = ("identity", identity.kind, identity.value, client_id)
+    return hash_of(*parts, *scope.parts).hex()
 
 
 def digests_of(record: TokenRecord, scope: Scope = EVERYTHING) -> dict[str, str | None]:
@@ -59,11 +60,3 @@ def digests_of(record: TokenRecord, scope: Scope = EVERYTHING) -> dict[str, str 
 def digests_met(asked: TokenRecord, scope: Scope = EVERYTHING) -> list[str]:
     """The digests of the identities that a record may update, its own first."""
     return [identity_digest(identity, scope) for identity in identities_met(asked)]
-
-
-def _hash(*parts: str) -> str:
-    hashed = sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        hashed.update(b"%d:" % len(data) + data)
-    return hashed.hexdigest()

@@ -6,10 +6,12 @@ never waits behind writers that wait for locks.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from sqlalchemy import Engine, create_engine, exc, make_url
+from sqlalchemy import Engine, create_engine, event, exc, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
@@ -20,11 +22,15 @@ from zoho_orm_store.dialects import (
     EXTRAS,
     connect_args,
     is_memory,
+    sqlite_file,
 )
 from zoho_orm_store.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sqlalchemy import URL
+    from sqlalchemy.engine import Dialect
 
 __all__ = ["Bind", "Engines", "engines_for"]
 
@@ -61,8 +67,7 @@ class Engines(Generic[E]):
         if not self.owned:
             return _of(_clone(self.writing), owned=True)
         for engine in (self.reading, self.writing):
-            synchronous = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
-            synchronous.dispose(close=False)
+            _synchronous(engine).dispose(close=False)
         return self
 
 
@@ -83,6 +88,24 @@ def engines_for(bind: Bind, timeout: float | None) -> Engines[Engine] | Engines[
     if isinstance(bind, AsyncEngine):
         return _of(_clone(_shareable(bind)), owned=True)
     return _made_for(_parse(bind), timeout)
+
+
+def _synchronous(engine: Engine | AsyncEngine) -> Engine:
+    return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+
+
+def _make_private(
+    dialect: Dialect, record: object, arguments: Sequence[Any], options: Mapping[str, object]
+) -> None:
+    """Make the file of a new SQLite database, readable by its owner alone.
+
+    SQLite gives its journals the permissions of the file, and takes an empty file for a new
+    database. Where there can be no file, connecting says why.
+    """
+    path = sqlite_file(str(arguments[0]))
+    if path:
+        with suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _of(engine: E, *, owned: bool) -> Engines[E]:
@@ -109,6 +132,8 @@ def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[Asyn
         options = _options(url, dialect.driver, timeout)
         make: Any = create_async_engine if dialect.is_async else create_engine
         writing = make(url, **options)
+        if url.get_backend_name() == "sqlite":
+            event.listen(_synchronous(writing), "do_connect", _make_private)
         reading = writing
         if url.get_backend_name() in AUTOCOMMIT_READS:
             options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}

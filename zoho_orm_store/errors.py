@@ -4,7 +4,15 @@ These errors know nothing of the Zoho SDK: the repositories raise them as they a
 store wraps them in the SDK's ``SDKException`` (rule G1). None ever carries a secret (rule G3).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoho_orm_store.record import TokenRecord
+
 __all__ = [
+    "CipherError",
     "ConfigurationError",
     "DatabaseError",
     "DatabaseTimeoutError",
@@ -13,6 +21,7 @@ __all__ = [
     "MissingDependencyError",
     "SchemaError",
     "StoreClosedError",
+    "UndecryptableTokenError",
     "UserMismatchError",
     "ZohoOrmStoreError",
 ]
@@ -52,6 +61,32 @@ class InvalidTokenError(ZohoOrmStoreError):
 
 class UserMismatchError(ZohoOrmStoreError):
     """A token carries the id of another user's row; nothing was written (rule E5)."""
+
+
+class CipherError(ZohoOrmStoreError):
+    """A secret could not be encrypted or decrypted."""
+
+
+class UndecryptableTokenError(CipherError):
+    """A stored token that no key opens: the key is missing, or the row was tampered with.
+
+    Attributes:
+        id: The token's id.
+        record: What is known of the token, without its secrets.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        id: str,  # noqa: A002 - the SDK's name for it
+        record: TokenRecord | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.id = id
+        self.record = record
+
+    def __reduce__(self) -> tuple[type[UndecryptableTokenError], tuple[str, str]]:
+        return type(self), (str(self), self.id)
 
 
 class DatabaseError(ZohoOrmStoreError):

@@ -20,10 +20,16 @@ from sqlalchemy import column, inspect, select
 from sqlalchemy import table as table_clause
 
 from zoho_orm_store.binding import bind_to
-from zoho_orm_store.errors import ConfigurationError, InvalidTokenError, ZohoOrmStoreError
+from zoho_orm_store.cipher import PLAIN, Vault
+from zoho_orm_store.errors import (
+    ConfigurationError,
+    InvalidTokenError,
+    UndecryptableTokenError,
+    ZohoOrmStoreError,
+)
 from zoho_orm_store.matching import merged, rungs_to_save
 from zoho_orm_store.models import StoredToken
-from zoho_orm_store.record import TokenRecord, parse_expiry
+from zoho_orm_store.record import parse_expiry
 from zoho_orm_store.repository import SyncTokenRepository
 from zoho_orm_store.statements import SDK_COLUMNS
 
@@ -32,8 +38,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from zoho_orm_store.cipher import TokenCipher
     from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import StoredTokenMixin
+    from zoho_orm_store.record import TokenRecord
 
 __all__ = [
     "FileStoreFile",
@@ -108,11 +116,15 @@ class TokenTable:
     Args:
         bind: The database.
         name: The table's name.
+        cipher: What decrypts the tokens in a table of this package.
     """
 
-    def __init__(self, bind: Bind, name: str = "oauthtoken") -> None:
+    def __init__(
+        self, bind: Bind, name: str = "oauthtoken", *, cipher: TokenCipher | None = None
+    ) -> None:
         self._bind = bind
         self._name = name
+        self._vault = Vault(cipher)
 
     def __iter__(self) -> Iterator[Found]:
         """Yield each token, in the order of the ids.
@@ -126,7 +138,7 @@ class TokenTable:
             last: object = None
             while rows := binding.read(lambda connection: self._page(connection, columns, last)):  # noqa: B023
                 for row in rows:
-                    yield _found(f"the row with id {row[0]!r}", row)
+                    yield _found(f"the row with id {row[0]!r}", row, self._vault)
                 last = rows[-1][0]
 
     def _columns(self, connection: Connection) -> Sequence[str]:
@@ -151,15 +163,15 @@ class TokenTable:
         return connection.execute(page).all()
 
 
-def _found(where: str, values: Sequence[object]) -> Found:
+def _found(where: str, values: Sequence[object], vault: Vault = PLAIN) -> Found:
     if len(values) not in (len(SDK_COLUMNS) - 1, len(SDK_COLUMNS)):
         return Found(where, None, f"It has {len(values)} columns instead of ten or nine.")
     fields = dict(zip(SDK_COLUMNS, values, strict=False))
     try:
         fields["expiry_time"] = parse_expiry(fields["expiry_time"])
-        record = TokenRecord(**fields)  # type: ignore[arg-type]  # checked in the next line
+        record = vault.opened([*fields.values()])
         record.check_storable()
-    except InvalidTokenError as error:
+    except (InvalidTokenError, UndecryptableTokenError) as error:
         return Found(where, None, str(error))
     return Found(where, record)
 
@@ -193,6 +205,7 @@ def import_tokens(
     *,
     model: type[StoredTokenMixin] = StoredToken,
     scope: Mapping[str, object] | None = None,
+    cipher: TokenCipher | None = None,
     strict: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -208,6 +221,7 @@ def import_tokens(
         bind: The database, whose tables must be up to date.
         model: The model whose table holds the tokens.
         scope: What fences off a tenant's tokens.
+        cipher: What encrypts the tokens that are saved.
         strict: Whether one broken token keeps all others out. The import is then one transaction;
             otherwise there is one for some hundred tokens.
         dry_run: Whether to roll everything back in the end.
@@ -225,7 +239,7 @@ def import_tokens(
     refused: list[str] = []
 
     def save_all(connection: Connection, found: Iterable[Found]) -> list[tuple[Outcome, str]]:
-        repository = SyncTokenRepository(connection, model=model, scope=scope)
+        repository = SyncTokenRepository(connection, model=model, scope=scope, cipher=cipher)
         done = [_save(repository, each) for each in found]
         if strict and (problems := [problem for outcome, problem in done if outcome == "refused"]):
             raise InvalidTokenError(f"Nothing was imported, because of {problems[0]}")
@@ -299,6 +313,7 @@ def export_tokens(
     *,
     model: type[StoredTokenMixin] = StoredToken,
     scope: Mapping[str, object] | None = None,
+    cipher: TokenCipher | None = None,
 ) -> int:
     """Write every token into a new file that the SDK's ``FileStore`` can read.
 
@@ -309,12 +324,14 @@ def export_tokens(
         path: The file, which must not be there yet.
         model: The model whose table holds the tokens.
         scope: What fences off a tenant's tokens.
+        cipher: What decrypts the tokens.
 
     Returns:
         How many tokens there were.
 
     Raises:
         ConfigurationError: The file exists, or cannot be written.
+        UndecryptableTokenError: No key opens one of the tokens; the file is removed again.
         DatabaseError: The database refused or lost the operation.
     """
     exclusive = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -323,7 +340,11 @@ def export_tokens(
     except OSError as error:
         problem = ConfigurationError(f"Cannot write {path}: {error.strerror}.")
     else:
-        return _export_into(descriptor, path, bind, model, scope)
+
+        def tokens(connection: Connection) -> SyncTokenRepository:
+            return SyncTokenRepository(connection, model=model, scope=scope, cipher=cipher)
+
+        return _export_into(descriptor, path, bind, tokens)
     raise problem
 
 
@@ -331,8 +352,7 @@ def _export_into(
     descriptor: int,
     path: str | Path,
     bind: Bind,
-    model: type[StoredTokenMixin],
-    scope: Mapping[str, object] | None,
+    tokens: Callable[[Connection], SyncTokenRepository],
 ) -> int:
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -342,7 +362,7 @@ def _export_into(
             file.truncate()
             writer.writerow(FILE_HEADER)
             number = 0
-            for record in SyncTokenRepository(connection, model=model, scope=scope).stream():
+            for record in tokens(connection).stream():
                 writer.writerow(_blank_if_unknown(getattr(record, name) for name in SDK_COLUMNS))
                 number += 1
             return number

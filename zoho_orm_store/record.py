@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from zoho_orm_store.errors import InvalidTokenError
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = [
     "MAX_LENGTHS",
@@ -97,6 +101,17 @@ class TokenRecord:
         )
         return f"TokenRecord({', '.join(shown)})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A TokenRecord holds secrets and is not pickled. Pass its id on, and get it there."
+        )
+
+    def __copy__(self) -> TokenRecord:
+        return self
+
+    def __deepcopy__(self, memo: object) -> TokenRecord:
+        return self
+
     def check_types(self) -> None:
         """Refuse values that are no strings.
 
@@ -104,9 +119,8 @@ class TokenRecord:
             InvalidTokenError: A text field holds something else; the message names the field.
         """
         for name in MAX_LENGTHS:
-            value = getattr(self, name)
-            if value is not None:
-                check_text(name, value)
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
 
     def check_storable(self) -> None:
         """Refuse values that no database of this project stores exactly.
@@ -119,12 +133,12 @@ class TokenRecord:
         self.check_types()
         parse_expiry(self.expiry_time)
         for name, limit in MAX_LENGTHS.items():
-            value = getattr(self, name)
-            if value is None or storable(name, value):
+            if getattr(self, name) is None or storable(name, getattr(self, name)):
                 continue
-            if len(value) > limit:
+            length = len(getattr(self, name))
+            if length > limit:
                 raise InvalidTokenError(
-                    f"{name} has {len(value)} characters; at most {limit} can be stored."
+                    f"{name} has {length} characters; at most {limit} can be stored."
                 )
             raise InvalidTokenError(
                 f"{name} holds a NUL character or a lone surrogate, which cannot be stored."
@@ -189,13 +203,14 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc).replace(tzinfo=None)
 
 
-def mask(secret: str) -> str:
+def mask(secret: object) -> str:
     """Show that a secret is known, and at most its last four characters.
 
     Args:
-        secret: A secret. One of fewer than twelve characters is hidden completely.
+        secret: A secret. One of fewer than twelve characters is hidden completely, and so is
+            what is no string.
     """
-    return f"'…{secret[-4:]}'" if len(secret) >= 12 else "'…'"
+    return f"'…{secret[-4:]}'" if isinstance(secret, str) and len(secret) >= 12 else "'…'"
 
 
 def _is_exact_text(value: str) -> bool:

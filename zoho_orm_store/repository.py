@@ -6,6 +6,7 @@ Neither ever commits or rolls back: whoever owns the transaction does.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -26,6 +27,7 @@ from weakref import WeakSet
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
+from zoho_orm_store.cipher import Vault, key_of
 from zoho_orm_store.dialects import (
     connect_failure_of,
     failure_of,
@@ -45,6 +47,7 @@ from zoho_orm_store.errors import (
     DatabaseError,
     InvalidTokenError,
     SchemaError,
+    UndecryptableTokenError,
     ZohoOrmStoreError,
 )
 from zoho_orm_store.matching import (
@@ -61,14 +64,21 @@ from zoho_orm_store.models import StoredToken, token_table
 from zoho_orm_store.record import TokenRecord, check_text, storable, utc_now
 from zoho_orm_store.revisions import NEWEST_REVISION, describe
 from zoho_orm_store.scopes import scope_of
-from zoho_orm_store.statements import RECORD_COLUMNS, REVISION, scope_parameters, statements_for
+from zoho_orm_store.statements import (
+    RECORD_COLUMNS,
+    REVISION,
+    scope_parameters,
+    seen_parameters,
+    statements_for,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, CursorResult, Engine, Executable, Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+    from zoho_orm_store.cipher import TokenCipher
     from zoho_orm_store.models import StoredTokenMixin
     from zoho_orm_store.scopes import Scope
     from zoho_orm_store.statements import Statements
@@ -79,6 +89,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Records: TypeAlias = list[TokenRecord]
+_Listed: TypeAlias = list[TokenRecord | UndecryptableTokenError]
+OnUndecryptable: TypeAlias = "Callable[[UndecryptableTokenError], object]"
 
 _PAGE = 1000
 
@@ -114,19 +126,37 @@ class _Filters(NamedTuple):
 _ALL = _Filters(None, None, None)
 
 
+class Rekeyed(NamedTuple):
+    """What `SyncTokenRepository.rekey` has done with one batch.
+
+    Attributes:
+        last: The id after which to go on, or ``None`` where no tokens are left.
+        number: How many tokens were encrypted anew, those among them that were saved meanwhile.
+        undecryptable: Why others were left as they are.
+    """
+
+    last: str | None
+    number: int
+    undecryptable: list[UndecryptableTokenError]
+
+
 def _operation(
     method: Callable[Concatenate[SyncTokenRepository, P], T],
 ) -> Callable[Concatenate[SyncTokenRepository, P], T]:
-    """Make a method raise this package's errors, with no other error behind them (rule G3)."""
+    """Make a method raise this package's errors, with nothing of a secret behind them (rule G3).
+
+    No other error is chained, and no frame kept whose local variables a traceback might show.
+    """
 
     @wraps(method)
     def operation(self: SyncTokenRepository, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._flush()
+        failure: ZohoOrmStoreError
         try:
             self._check_revision()
             return method(self, *args, **kwargs)
-        except ZohoOrmStoreError:
-            raise
+        except ZohoOrmStoreError as error:
+            failure = error.with_traceback(None)
         except Exception as error:
             if not is_database_error(error):
                 raise
@@ -148,6 +178,8 @@ class SyncTokenRepository:
         model: The model whose table holds the tokens.
         scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``: only
             rows with these values are found, listed, changed or deleted, and new rows get them.
+        cipher: What encrypts the secrets in the table; ``None`` keeps them as plain text. Rows of
+            both kinds may stand side by side.
 
     Raises:
         ConfigurationError: The model lacks something, or the scope does not fit it.
@@ -159,11 +191,13 @@ class SyncTokenRepository:
         *,
         model: type[StoredTokenMixin] = StoredToken,
         scope: Mapping[str, object] | None = None,
+        cipher: TokenCipher | None = None,
     ) -> None:
         self._session = session
         self._model = model
         self._table = token_table(model, scope or ())
         self._scope = scope_of(self._table, scope)
+        self._vault = Vault(cipher, self._scope.parts)
 
     @_operation
     def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
@@ -260,6 +294,7 @@ class SyncTokenRepository:
         user_name: str | None = None,
         client_id: str | None = None,
         expired: bool | None = None,
+        on_undecryptable: OnUndecryptable | None = None,
     ) -> Records:
         """Return stored tokens, oldest first (rule F3).
 
@@ -267,16 +302,29 @@ class SyncTokenRepository:
             user_name: Only this user's.
             client_id: Only this client's.
             expired: Only those whose access token has ended, or only the others.
+            on_undecryptable: Called with the error for each token that no key opens; the others
+                are returned. ``None`` raises the first such error.
+
+        Raises:
+            UndecryptableTokenError: No key opens one of the tokens.
         """
-        return [*self._oldest_first(_Filters(user_name, client_id, expired))]
+        rows = self._rows(_Filters(user_name, client_id, expired))
+        return [*_readable(map(self._opened, rows), on_undecryptable)]
 
     @_operation
-    def _oldest_first(self, wanted: _Filters = _ALL) -> Iterator[TokenRecord]:
-        """The tokens of a listing, not all of them in memory as rows and as records at once."""
-        rows = self._execute(
-            self._statements.listing(*wanted.shape), wanted.parameters(self._scope)
-        )
-        return (TokenRecord(*row) for row in rows)
+    def _oldest_first(self) -> Iterator[TokenRecord]:
+        """Every token, not all of them in memory as rows and as records at once."""
+        return map(self._vault.opened, self._rows(_ALL))
+
+    def _rows(self, wanted: _Filters) -> CursorResult[Any]:
+        statement = self._statements.listing(*wanted.shape)
+        return self._execute(statement, wanted.parameters(self._scope))
+
+    def _opened(self, row: Sequence[Any]) -> TokenRecord | UndecryptableTokenError:
+        try:
+            return self._vault.opened(row)
+        except UndecryptableTokenError as error:
+            return error.with_traceback(None)
 
     def stream(
         self,
@@ -284,25 +332,26 @@ class SyncTokenRepository:
         user_name: str | None = None,
         client_id: str | None = None,
         expired: bool | None = None,
+        on_undecryptable: OnUndecryptable | None = None,
     ) -> Iterator[TokenRecord]:
         """Yield stored tokens in the order of their ids, without holding them all in memory.
 
-        The filters are those of `list`.
+        The arguments are those of `list`.
         """
         wanted = _Filters(user_name, client_id, expired)
         after: str | None = ""
         while page := self._page(after, wanted):
-            yield from page
+            yield from _readable(page, on_undecryptable)
             after = page[-1].id
 
     @_operation
-    def _page(self, after: str | None, wanted: _Filters) -> Records:
+    def _page(self, after: str | None, wanted: _Filters) -> _Listed:
         """The next tokens of a `stream`, after the one whose id is given; at first ``""``."""
         rows = self._execute(
             self._statements.listing(*wanted.shape, page=True),
             wanted.parameters(self._scope) | {"after": after, "limit": _PAGE},
         )
-        return [TokenRecord(*row) for row in rows]
+        return [*map(self._opened, rows)]
 
     @_operation
     def count(
@@ -345,6 +394,67 @@ class SyncTokenRepository:
         deleted = self._execute(statement, parameters).rowcount
         self._expire_loaded()
         return deleted
+
+    @_operation
+    def rekey(self, *, after: str = "", limit: int = 100) -> Rekeyed:
+        """Encrypt one batch of tokens anew, under the key that the cipher uses now.
+
+        Tokens that are under it already are passed over. A token that is saved meanwhile is left
+        as it was saved. Commit after each batch, and go on after its ``last`` id.
+
+        Args:
+            after: The id after which to go on; at first ``""``.
+            limit: The most tokens of a batch.
+
+        Returns:
+            What was done, and where to go on.
+
+        Raises:
+            CipherError: The cipher failed.
+            DatabaseError: The database refused or lost the operation.
+        """
+        if self._statements.begin_write is not None:
+            self._connection().execute(self._statements.begin_write)
+        statement = self._statements.stale(plain=self._vault.prefix is None)
+        parameters = self._staleness() | {"after": after, "limit": limit}
+        found = self._execute(statement, parameters).all()
+        opened = [(row, self._opened(row)) for row in found]
+        undecryptable = [each for _, each in opened if isinstance(each, UndecryptableTokenError)]
+        changes = [
+            self._vault.sealed(record) | seen_parameters(row) | scope_parameters(self._scope)
+            for row, record in opened
+            if isinstance(record, TokenRecord)
+        ]
+        if changes:
+            self._connection().execute(self._statements.rekey, changes)
+            self._expire_loaded()
+        last = found[-1].id if found else None
+        return Rekeyed(last, len(changes), undecryptable)
+
+    @_operation
+    def count_stale(self) -> int:
+        """Count the tokens that are not under the key that the cipher uses now.
+
+        With a cipher that only decrypts: those that are encrypted.
+        """
+        statement = self._statements.count_stale(plain=self._vault.prefix is None)
+        return int(self._execute(statement, self._staleness()).scalar_one())
+
+    @_operation
+    def count_by_key(self) -> dict[str | None, int]:
+        """Count the tokens under each key, by its id; ``None`` stands for plain text.
+
+        A token with secrets under several keys counts for each of them.
+        """
+        counted: Counter[str | None] = Counter()
+        for row in self._execute(self._statements.keys):
+            counted.update({key_of(value) for value in row if value})
+        return dict(counted)
+
+    def _staleness(self) -> dict[str, object]:
+        """The parameters that tell which tokens are not under the present key."""
+        prefix = self._vault.prefix
+        return {} if prefix is None else {"prefix": prefix, "length": len(prefix)}
 
     def _match(self, asked: TokenRecord, rungs: Sequence[Rung]) -> TokenRecord | None:
         for rung in rungs:
@@ -416,13 +526,11 @@ class SyncTokenRepository:
     def _find_absorbed(self, saved: TokenRecord) -> Records:
         parameters = digests_of(saved, self._scope) | {"row_id": saved.id}
         found = self._execute(self._statements.absorbed, parameters)
-        return [
-            record for record in (TokenRecord(*row) for row in found) if is_absorbed(record, saved)
-        ]
+        return [record for record in map(self._vault.opened, found) if is_absorbed(record, saved)]
 
     def _one(self, statement: Select[Any], parameters: dict[str, object]) -> TokenRecord | None:
         row = self._execute(statement, parameters).first()
-        return None if row is None else TokenRecord(*row)
+        return None if row is None else self._vault.opened(row)
 
     def _execute(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
@@ -434,7 +542,7 @@ class SyncTokenRepository:
 
     def _values(self, record: TokenRecord) -> dict[str, object]:
         values: dict[str, object] = {name: getattr(record, name) for name in RECORD_COLUMNS}
-        return values | digests_of(record, self._scope)
+        return values | self._vault.sealed(record) | digests_of(record, self._scope)
 
     def _identity(self, record: TokenRecord) -> str:
         return identity_digest(identity_of(record), self._scope)
@@ -512,6 +620,7 @@ class TokenRepository:
         session: An ``AsyncSession`` or an ``AsyncConnection``.
         model: The model whose table holds the tokens.
         scope: What fences off a tenant's tokens; see `SyncTokenRepository`.
+        cipher: What encrypts the secrets in the table; see `SyncTokenRepository`.
 
     Raises:
         ConfigurationError: The model lacks something, or the scope does not fit it.
@@ -523,10 +632,15 @@ class TokenRepository:
         *,
         model: type[StoredTokenMixin] = StoredToken,
         scope: Mapping[str, object] | None = None,
+        cipher: TokenCipher | None = None,
     ) -> None:
         scope_of(token_table(model, scope or ()), scope)
         self._session = session
-        self._options: dict[str, Any] = {"model": model, "scope": scope and dict(scope)}
+        self._options: dict[str, Any] = {
+            "model": model,
+            "scope": scope and dict(scope),
+            "cipher": cipher,
+        }
 
     async def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
         """Find the token with an id. See `SyncTokenRepository.get`."""
@@ -554,10 +668,15 @@ class TokenRepository:
         user_name: str | None = None,
         client_id: str | None = None,
         expired: bool | None = None,
+        on_undecryptable: OnUndecryptable | None = None,
     ) -> Records:
         """Return stored tokens, oldest first. See `SyncTokenRepository.list`."""
         return await self._run(
-            SyncTokenRepository.list, user_name=user_name, client_id=client_id, expired=expired
+            SyncTokenRepository.list,
+            user_name=user_name,
+            client_id=client_id,
+            expired=expired,
+            on_undecryptable=on_undecryptable,
         )
 
     async def stream(
@@ -566,12 +685,13 @@ class TokenRepository:
         user_name: str | None = None,
         client_id: str | None = None,
         expired: bool | None = None,
+        on_undecryptable: OnUndecryptable | None = None,
     ) -> AsyncIterator[TokenRecord]:
         """Yield stored tokens in the order of their ids. See `SyncTokenRepository.stream`."""
         wanted = _Filters(user_name, client_id, expired)
         after: str | None = ""
         while page := await self._run(SyncTokenRepository._page, after, wanted):
-            for record in page:
+            for record in _readable(page, on_undecryptable):
                 yield record
             after = page[-1].id
 
@@ -591,6 +711,18 @@ class TokenRepository:
         """Remove stored tokens that are of no more use. See `SyncTokenRepository.purge`."""
         return await self._run(SyncTokenRepository.purge, idle=idle, stranded=stranded)
 
+    async def rekey(self, *, after: str = "", limit: int = 100) -> Rekeyed:
+        """Encrypt one batch of tokens anew. See `SyncTokenRepository.rekey`."""
+        return await self._run(SyncTokenRepository.rekey, after=after, limit=limit)
+
+    async def count_stale(self) -> int:
+        """Count the tokens not under the present key. See `SyncTokenRepository.count_stale`."""
+        return await self._run(SyncTokenRepository.count_stale)
+
+    async def count_by_key(self) -> dict[str | None, int]:
+        """Count the tokens under each key. See `SyncTokenRepository.count_by_key`."""
+        return await self._run(SyncTokenRepository.count_by_key)
+
     async def _run(
         self,
         operation: Callable[Concatenate[SyncTokenRepository, P], T],
@@ -601,6 +733,18 @@ class TokenRepository:
             return operation(SyncTokenRepository(session, **self._options), *args, **kwargs)
 
         return await self._session.run_sync(run)
+
+
+def _readable(
+    listed: Iterable[TokenRecord | UndecryptableTokenError], skip: OnUndecryptable | None
+) -> Iterator[TokenRecord]:
+    for each in listed:
+        if isinstance(each, TokenRecord):
+            yield each
+        elif skip is None:
+            raise each
+        else:
+            skip(each)
 
 
 def _check_record(asked: object) -> None:

@@ -33,12 +33,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from zoho_orm_store.cipher import MARK, SECRET_COLUMNS, prefix_of
 from zoho_orm_store.digests import DIGEST_COLUMNS
 from zoho_orm_store.matching import Rung
 from zoho_orm_store.revisions import VERSION_TABLE
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Insert, Table, TextClause, Update
+    from sqlalchemy import ColumnElement, Insert, Row, Table, TextClause, Update
 
     from zoho_orm_store.scopes import Scope
 
@@ -52,6 +53,7 @@ __all__ = [
     "limit_waiting",
     "lock_schema",
     "scope_parameters",
+    "seen_parameters",
     "server_time",
     "statements_for",
     "unlock_schema",
@@ -147,6 +149,12 @@ def statements_for(table: Table, dialect: str, scope_columns: tuple[str, ...] = 
 def scope_parameters(scope: Scope) -> dict[str, object]:
     """The parameters that keep a statement within a scope."""
     return {f"scope_{name}": value for name, value in scope.values}
+
+
+def seen_parameters(row: Row[Any]) -> dict[str, object]:
+    """The parameters that make `Statements.rekey` spare a row that was changed since."""
+    seen = {f"seen_{name}": getattr(row, name) for name in SECRET_COLUMNS}
+    return {"row_id": row.id} | seen
 
 
 class Statements:
@@ -359,3 +367,49 @@ class Statements:
         elif expired is False:
             conditions.append(or_(self.table.c.expiry_time.is_(None), ~ended))
         return conditions
+
+    @cache
+    def stale(self, *, plain: bool) -> Select[Any]:
+        """The rows after the id ``after``, at most ``limit``, that a `rekey` is to change.
+
+        Args:
+            plain: Those that hold anything encrypted. Otherwise those that hold anything that is
+                not encrypted under the key whose values begin with ``prefix``.
+        """
+        columns = self.table.c
+        page = self.rows.where(self._is_stale(plain), columns.id > bindparam("after"))
+        return page.order_by(columns.id).limit(bindparam("limit"))
+
+    @cache
+    def count_stale(self, *, plain: bool) -> Select[Any]:
+        """How many rows `stale` has in all."""
+        condition = self._is_stale(plain)
+        return select(func.count()).select_from(self.table).where(*self._in_scope, condition)
+
+    def _is_stale(self, plain: bool) -> ColumnElement[bool]:
+        return or_(*(self._is_other(self.table.c[name], plain) for name in SECRET_COLUMNS))
+
+    def _is_other(self, column: ColumnElement[Any], plain: bool) -> ColumnElement[bool]:
+        if plain:
+            literal = prefix_of("")
+            is_literal = func.substr(column, 1, len(literal)) == literal
+            return and_(func.substr(column, 1, len(MARK)) == MARK, ~is_literal)
+        prefix = bindparam("prefix", type_=column.type)
+        return func.substr(column, 1, bindparam("length")) != prefix
+
+    @property
+    @cache
+    def rekey(self) -> Update:
+        """Write the secrets of the row ``row_id``, unless they are not as they were seen."""
+        as_seen = (
+            self.table.c[name].is_not_distinct_from(bindparam(f"seen_{name}"))
+            for name in SECRET_COLUMNS
+        )
+        return update(self.table).where(self._has_id("row_id"), *self._in_scope, *as_seen)
+
+    @property
+    @cache
+    def keys(self) -> Select[Any]:
+        """What the secrets of every row begin with, enough to tell their keys."""
+        columns = (self.table.c[name] for name in SECRET_COLUMNS)
+        return select(*(func.substr(each, 1, 80) for each in columns)).where(*self._in_scope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from zoho_orm_store.adapter import MissingId, StoredTokens
+    from zoho_orm_store.cipher import TokenCipher
     from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import RefreshLeaseMixin, StoredTokenMixin
 
@@ -53,6 +53,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``: the
             store finds, lists, changes and deletes only the rows with these values, and new rows
             get them. A Zoho user can then exist once per tenant.
+        cipher: What encrypts the secrets in the table, such as a `FernetCipher`; ``None`` keeps
+            them as plain text. Rows of both kinds may stand side by side.
         timeout: Seconds that one call may take in all, retries included. Where the server stops
             answering in the middle of a statement, a synchronous ``Engine`` of your own waits
             as long as its driver was told to.
@@ -68,6 +70,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         *,
         model: type[StoredTokenMixin] = StoredToken,
         lease_model: type[RefreshLeaseMixin] = RefreshLease,
+        cipher: TokenCipher | None = None,
         create_schema: bool | None = None,
         missing_id: MissingId = "none",
         scope: Mapping[str, object] | None = None,
@@ -79,6 +82,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         self._model = model
         self._lease_table = lease_table(lease_model)
         self._scope = _checked(model, scope)
+        self._cipher = cipher
         self._binding = bind_to(bind, timeout=timeout)
         self._owns_binding = True
         self._create_schema = self._resolve(create_schema, bind)
@@ -101,7 +105,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         Raises:
             ConfigurationError: The model has no such column, or a value is missing.
         """
-        sibling = copy(self)
+        sibling = type(self).__new__(type(self))
+        sibling.__dict__.update(self.__dict__)
         sibling._scope = _checked(self._model, scope)
         sibling._owns_binding = False
         tell_forked_children(sibling)
@@ -140,7 +145,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         raise self._explained(failure)
 
     def _tokens(self, connection: Connection) -> SyncTokenRepository:
-        return SyncTokenRepository(connection, model=self._model, scope=self._scope)
+        return SyncTokenRepository(
+            connection, model=self._model, scope=self._scope, cipher=self._cipher
+        )
 
     def _resolve(self, create_schema: bool | None, bind: Bind) -> bool:
         own_model = self._model is not StoredToken

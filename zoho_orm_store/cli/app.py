@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from zoho_orm_store import __version__
+from zoho_orm_store.cipher import KEYS_VARIABLE
 from zoho_orm_store.errors import MissingDependencyError, ZohoOrmStoreError
 
 try:
@@ -19,7 +21,10 @@ except ModuleNotFoundError as missing:
     # Only the installed script imports this module: its user gets a sentence, no traceback.
     sys.exit(str(MissingDependencyError("typer", "cli")))
 
-__all__ = ["Url", "Yes", "app", "ask", "main"]
+if TYPE_CHECKING:
+    from zoho_orm_store.cipher import FernetCipher
+
+__all__ = ["Url", "Yes", "app", "ask", "cipher_given", "main"]
 
 
 class _Commands(TyperGroup):
@@ -67,6 +72,17 @@ def ask(question: str, *, yes: bool) -> None:
         typer.confirm(question, abort=True, err=True)
 
 
+def cipher_given() -> FernetCipher | None:
+    """The cipher with the keys in the environment, or ``None`` where there are none.
+
+    Raises:
+        ConfigurationError: A key is malformed.
+    """
+    from zoho_orm_store.cipher import FernetCipher
+
+    return FernetCipher() if os.environ.get(KEYS_VARIABLE) else None
+
+
 def main() -> None:
     """Run ``zoho-orm-store``: do what ``sys.argv`` says, and exit."""
     for stream in (sys.stdout, sys.stderr):
@@ -92,7 +108,8 @@ def options(
     """Look after the OAuth tokens that the Zoho CRM SDK keeps in a SQLAlchemy database.
 
     Name the database with --url, or once and for all commands in the environment variable
-    ZOHO_ORM_STORE_URL, which also keeps its password out of the list of processes. To see it all
+    ZOHO_ORM_STORE_URL, which also keeps its password out of the list of processes. Where tokens
+    are encrypted, put the keys into ZOHO_ORM_STORE_KEYS. To see it all
     at work, without an account at Zoho, run: zoho-orm-store demo
 
     Exit codes: 0 done; 1 it failed, and stderr says why; 2 the command was not understood.

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from zoho_orm_store import __version__
-from zoho_orm_store.cli.app import Url, app
-from zoho_orm_store.errors import ZohoOrmStoreError
+from zoho_orm_store.cli.app import Url, app, cipher_given
+from zoho_orm_store.errors import CipherError, ZohoOrmStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
 
     from zoho_orm_store.binding import Binding
 
@@ -33,7 +35,7 @@ def doctor(url: Url) -> None:
 
     typer.echo(f"ok     zoho-orm-store {__version__}, {', '.join(map(_version, _PACKAGES))}")
     with closing(bind_to(url, timeout=15.0)) as binding:
-        for examine in (_connection, _schema, _tokens, _clock):
+        for examine in (_connection, _schema, _tokens, _secrets, _clock):
             if not _is_well(examine, binding):
                 raise typer.Exit(1)
 
@@ -89,6 +91,29 @@ def _tokens(binding: Binding) -> Iterator[str]:
         )
     )
     yield f"{number} tokens, of which {ended} have to be refreshed before their next use"
+
+
+def _secrets(binding: Binding) -> Iterator[str]:
+    from zoho_orm_store.errors import UndecryptableTokenError
+    from zoho_orm_store.repository import SyncTokenRepository
+
+    cipher, undecryptable = cipher_given(), list[UndecryptableTokenError]()
+
+    def count(connection: Connection) -> tuple[int, dict[str | None, int]]:
+        undecryptable.clear()
+        repository = SyncTokenRepository(connection, cipher=cipher)
+        readable = sum(1 for _ in repository.stream(on_undecryptable=undecryptable.append))
+        return readable, repository.count_by_key()
+
+    readable, counted = binding.read(count)
+    if undecryptable:
+        number = len(undecryptable)
+        raise CipherError(
+            f"{number} of {number + readable} tokens cannot be decrypted. {undecryptable[0]}"
+        )
+    keys = [f"{number} under the key {key}" for key, number in counted.items() if key]
+    kinds = ", ".join([*keys, f"{counted.get(None, 0)} in plain text"])
+    yield f"the secrets of all tokens can be read: {kinds}"
 
 
 def _clock(binding: Binding) -> Iterator[str]:

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoho_orm_store.cli.app import Url, Yes, app, ask
-from zoho_orm_store.errors import ConfigurationError, InvalidTokenError
+from zoho_orm_store.cli.app import Url, Yes, app, ask, cipher_given
+from zoho_orm_store.errors import (
+    ConfigurationError,
+    InvalidTokenError,
+    UndecryptableTokenError,
+)
 from zoho_orm_store.record import SECRETS, mask
 
 if TYPE_CHECKING:
@@ -52,14 +56,29 @@ def list_tokens(
     """
     show = _json_line(reveal=reveal) if as_json else _table_line()
 
+    undecryptable: list[UndecryptableTokenError] = []
+
+    def print_undecryptable(error: UndecryptableTokenError) -> None:
+        undecryptable.append(error)
+        if error.record is not None:
+            typer.echo(show(error.record))
+
     def print_all(repository: SyncTokenRepository) -> None:
         if not as_json:
             typer.echo(_columns("ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"))
-        for record in repository.stream(user_name=user, client_id=client, expired=expired):
+        for record in repository.stream(
+            user_name=user,
+            client_id=client,
+            expired=expired,
+            on_undecryptable=print_undecryptable,
+        ):
             typer.echo(show(record))
 
     # What was printed cannot be taken back: a lost connection ends the list.
     _run(url, print_all, retry_for=0)
+    if undecryptable:
+        number = len(undecryptable)
+        typer.echo(f"{number} of them cannot be decrypted. {undecryptable[0]}", err=True)
 
 
 @app.command()
@@ -69,9 +88,11 @@ def show(
     reveal: Reveal = False,
 ) -> None:
     """Show everything that is known of one token. Its secrets are masked, unless --reveal."""
-    record = _existing(url, id)
+    record, problem = _existing(url, id)
     for name, value in _known(record, reveal=reveal).items():
         typer.echo(f"{name:<14} {_printable(str(value))}")
+    if problem is not None:
+        raise problem
 
 
 @app.command()
@@ -81,7 +102,7 @@ def delete(
     yes: Yes = False,
 ) -> None:
     """Delete one token; asks first. It goes on to be valid at Zoho, unless it is revoked there."""
-    record = _existing(url, id)
+    record, _ = _existing(url, id)
     ask(f"Delete the token {id!r} of {_printable(record.user_name or 'an unknown user')}?", yes=yes)
     _run(url, lambda repository: repository.delete(id), writes=True)
     typer.echo("Deleted.")
@@ -150,7 +171,12 @@ def import_(
     provision.check(url)
     try:
         summary = import_tokens(
-            _source(source, table), url, strict=strict, dry_run=dry_run, on_progress=_progress
+            _source(source, table),
+            url,
+            cipher=cipher_given(),
+            strict=strict,
+            dry_run=dry_run,
+            on_progress=_progress,
         )
     except InvalidTokenError as error:
         raise ConfigurationError(str(error)) from None
@@ -174,15 +200,19 @@ def export(
     from zoho_orm_store.importers import export_tokens
 
     provision.check(url)
-    number = export_tokens(url, path)
+    number = export_tokens(url, path, cipher=cipher_given())
     typer.echo(f"Wrote {number} tokens, with their secrets, into {path}.")
 
 
-def _existing(url: str, id_: str) -> TokenRecord:
-    record = _run(url, lambda repository: repository.get(id_))
+def _existing(url: str, id_: str) -> tuple[TokenRecord, UndecryptableTokenError | None]:
+    """A token, and why its secrets are missing, if no key opens them."""
+    try:
+        record, problem = _run(url, lambda repository: repository.get(id_)), None
+    except UndecryptableTokenError as error:
+        record, problem = error.record, error
     if record is None:
         raise ConfigurationError(f"There is no token with the id {id_!r}.")
-    return record
+    return record, problem
 
 
 def _run(
@@ -196,19 +226,22 @@ def _run(
     from zoho_orm_store.binding import bind_to
     from zoho_orm_store.repository import SyncTokenRepository
 
+    cipher = cipher_given()
     with closing(bind_to(url, timeout=None, retry_for=retry_for)) as binding:
         provision.check(binding)
         run = binding.write if writes else binding.read
-        return run(lambda connection: work(SyncTokenRepository(connection)))
+        return run(lambda connection: work(SyncTokenRepository(connection, cipher=cipher)))
 
 
 def _source(given: str, table: str) -> Iterable[Found]:
     from zoho_orm_store.importers import FileStoreFile, TokenTable
 
     if "://" in given:
-        return TokenTable(given, table)
+        return TokenTable(given, table, cipher=cipher_given())
     path = Path(given)
-    return TokenTable(f"sqlite:///{path}", table) if _is_sqlite(path) else FileStoreFile(path)
+    if _is_sqlite(path):
+        return TokenTable(f"sqlite:///{path}", table, cipher=cipher_given())
+    return FileStoreFile(path)
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
 
+from zoho_orm_store.cipher import KEYS_VARIABLE, MARK, SECRET_COLUMNS
 from zoho_orm_store.digests import digests_of
-from zoho_orm_store.errors import InvalidTokenError
+from zoho_orm_store.errors import InvalidTokenError, SchemaError
 from zoho_orm_store.matching import merged_rows
 from zoho_orm_store.record import TokenRecord, parse_expiry
 
@@ -83,6 +84,7 @@ logger = logging.getLogger("zoho_orm_store.migrations")
 
 def upgrade() -> None:
     if not context.is_offline_mode():
+        refuse_encrypted_tokens()
         clear_unreadable_expiries()
     widen()
     if not context.is_offline_mode():
@@ -90,6 +92,18 @@ def upgrade() -> None:
         collapse_identities()
     tighten()
     create_leases()
+
+
+def refuse_encrypted_tokens() -> None:
+    """Without their keys there is neither a digest to be made of them, nor a use for the SDK."""
+    is_encrypted = (sa.func.substr(rows.c[name], 1, len(MARK)) == MARK for name in SECRET_COLUMNS)
+    number = op.get_bind().scalar(sa.select(sa.func.count()).where(sa.or_(*is_encrypted)))
+    if number:
+        raise SchemaError(
+            f"{number} tokens in the table {TABLE} are encrypted, which the revision before "
+            "zoho_orm_store_0002 does not know. Nothing was changed. Run first, with the keys in "
+            f"{KEYS_VARIABLE}, at zoho_orm_store_0002: zoho-orm-store decrypt"
+        )
 
 
 def clear_unreadable_expiries() -> None:
@@ -229,6 +243,8 @@ def create_leases() -> None:
 
 def downgrade() -> None:
     """Take our columns away; the SDK's keep their wider types, so that no value is cut."""
+    if not context.is_offline_mode():
+        refuse_encrypted_tokens()
     op.drop_table(LEASES)
     for name in INDEXED:
         op.drop_index(f"ix_{TABLE}_{name}", TABLE)

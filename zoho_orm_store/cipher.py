@@ -1,0 +1,372 @@
+"""How secrets are kept: under which key, and bound to the row and the column that they are in.
+
+A stored value says what it is. An encrypted one is ``$zos1$<key id>$<ciphertext>``; anything else
+is plain text. (A plain text that begins like an encrypted value is kept with an empty key id.)
+What is encrypted begins with a digest of the value's place, so that a ciphertext that somebody
+copies into another row or column does not pass for that row's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from base64 import urlsafe_b64decode
+from dataclasses import replace
+from hmac import compare_digest
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from zoho_orm_store.errors import (
+    CipherError,
+    ConfigurationError,
+    MissingDependencyError,
+    UndecryptableTokenError,
+)
+from zoho_orm_store.hashing import hash_of
+from zoho_orm_store.record import TokenRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import NoReturn
+
+    from cryptography.fernet import Fernet
+
+__all__ = [
+    "KEYS_VARIABLE",
+    "MARK",
+    "PLAIN",
+    "SECRET_COLUMNS",
+    "FernetCipher",
+    "TokenCipher",
+    "Vault",
+    "generate_key",
+    "key_of",
+    "prefix_of",
+]
+
+KEYS_VARIABLE = "ZOHO_ORM_STORE_KEYS"
+"""The environment variable that holds a `FernetCipher`'s keys."""
+
+MARK = "$zos1$"
+"""What an encrypted value begins with."""
+
+SECRET_COLUMNS = ("client_secret", "refresh_token", "access_token", "grant_token")
+"""The columns that are encrypted, in the order of a `TokenRecord`'s fields."""
+
+_FIRST = TokenRecord.__match_args__.index(SECRET_COLUMNS[0])
+_IN_A_ROW = slice(_FIRST, _FIRST + len(SECRET_COLUMNS))
+_KEY_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+_PLACE_BYTES = 32
+_RELOAD_AFTER = 5.0
+
+Keys: TypeAlias = "str | bytes | Iterable[str | bytes]"
+
+
+class TokenCipher(Protocol):
+    """What encrypts and decrypts secrets, under keys that have names.
+
+    A store may call it from several threads at once. Whatever it raises becomes a `CipherError`
+    that does not show it.
+    """
+
+    @property
+    def key_id(self) -> str | None:
+        """The name of the key that encrypts now, stored with every value.
+
+        At most 64 letters, digits and ``_.:/-``. ``None`` leaves new values plain, while those
+        that are encrypted can still be read.
+        """
+        ...
+
+    def encrypt(self, plaintext: bytes, key_id: str) -> str:
+        """Encrypt, so that the result can neither be read nor changed.
+
+        Args:
+            plaintext: A secret, and what binds it to its place.
+            key_id: The key, as `key_id` named it.
+
+        Returns:
+            ASCII text, such as base64.
+        """
+        ...
+
+    def decrypt(self, ciphertext: str, key_id: str) -> bytes | None:
+        """Decrypt what `encrypt` returned.
+
+        Args:
+            ciphertext: What was stored; it may have been tampered with.
+            key_id: The name of the key that encrypted it.
+
+        Returns:
+            The plaintext; ``None`` where the ciphertext is not genuine.
+
+        Raises:
+            LookupError: There is no such key.
+        """
+        ...
+
+
+class FernetCipher:
+    """A `TokenCipher` on cryptography's Fernet: AES in CBC mode, authenticated by HMAC-SHA256.
+
+    The first key encrypts, all of them decrypt. Its ``repr`` shows key ids, which are fingerprints
+    of keys, and never a key; it cannot be pickled.
+
+    Args:
+        keys: Keys as ``zoho-orm-store keys generate`` makes them: one, several, or a function that
+            returns them, such as a call to a secret manager. The function is called now, and
+            again when a token meets a key that is not among them, at most every five seconds: so
+            that running workers learn of a new key. ``None`` takes the environment variable
+            ``ZOHO_ORM_STORE_KEYS``, where commas or blanks separate keys.
+        encrypts: Whether new values are encrypted. ``False`` only decrypts, for the time in which
+            some workers have no keys yet, or shall soon have none any more.
+
+    Raises:
+        ConfigurationError: There is no key, or one is malformed; the message says which.
+        MissingDependencyError: The package cryptography is not installed.
+    """
+
+    def __init__(
+        self, keys: Keys | Callable[[], Keys] | None = None, *, encrypts: bool = True
+    ) -> None:
+        self._load = keys if callable(keys) else None
+        self._encrypts = encrypts
+        given = _from_environment() if keys is None else keys() if callable(keys) else keys
+        self._ring, problem = _ring_of(given)
+        # A traceback that shows local variables must not show keys (rule G3).
+        del keys, given
+        if problem:
+            raise ConfigurationError(problem)
+        self._loaded_at = monotonic()
+
+    def __repr__(self) -> str:
+        only = "" if self._encrypts else ", encrypts=False"
+        return f"FernetCipher(<keys {', '.join(self._ring)}>{only})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A FernetCipher holds keys and is not pickled. Make one in each process.")
+
+    @property
+    def key_id(self) -> str | None:
+        """The first key's id, or ``None`` if this cipher only decrypts."""
+        return next(iter(self._ring)) if self._encrypts else None
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of all keys, the one that encrypts first."""
+        return tuple(self._ring)
+
+    def encrypt(self, plaintext: bytes, key_id: str) -> str:
+        """Encrypt under the key with an id; see `TokenCipher.encrypt`."""
+        return self._ring[key_id].encrypt(plaintext).decode()
+
+    def decrypt(self, ciphertext: str, key_id: str) -> bytes | None:
+        """Decrypt with the key that has an id; see `TokenCipher.decrypt`."""
+        from cryptography.fernet import InvalidToken
+
+        fernet = self._ring.get(key_id) or self._reloaded()[key_id]
+        try:
+            return fernet.decrypt(ciphertext)
+        except (InvalidToken, ValueError):  # ValueError: no ASCII
+            return None
+
+    def _reloaded(self) -> Mapping[str, Fernet]:
+        if self._load is not None and monotonic() - self._loaded_at > _RELOAD_AFTER:
+            self._loaded_at = monotonic()
+            ring, problem = _ring_of(self._load())
+            if not problem:
+                self._ring = ring
+        return self._ring
+
+
+def generate_key() -> str:
+    """Make a new key for a `FernetCipher`.
+
+    Raises:
+        MissingDependencyError: The package cryptography is not installed.
+    """
+    return _fernet().generate_key().decode()
+
+
+def prefix_of(key_id: str) -> str:
+    """What every value that is encrypted under a key begins with."""
+    return f"{MARK}{key_id}$"
+
+
+def key_of(stored: str) -> str | None:
+    """The id of the key that a stored value is encrypted under, or ``None`` for plain text."""
+    return stored[len(MARK) :].partition("$")[0] or None if stored.startswith(MARK) else None
+
+
+class Vault:
+    """Turns the secrets of a record into what is stored, and back.
+
+    Args:
+        cipher: What encrypts, or ``None``, which keeps plain text and cannot read anything else.
+        fence: What else the place of a value is made of: the values of a scope.
+    """
+
+    def __init__(self, cipher: TokenCipher | None, fence: tuple[str, ...] = ()) -> None:
+        self._cipher = cipher
+        self._fence = fence
+
+    @property
+    def prefix(self) -> str | None:
+        """What an encrypted value begins with now; ``None`` where values are kept plain."""
+        key_id = self._key_id()
+        return None if key_id is None else prefix_of(key_id)
+
+    def sealed(self, record: TokenRecord) -> dict[str, str | None]:
+        """The columns of a record's secrets, as they are to be stored.
+
+        Raises:
+            CipherError: The cipher failed.
+        """
+        return {column: self._sealed(record, column) for column in SECRET_COLUMNS}
+
+    def opened(self, row: Sequence[Any]) -> TokenRecord:
+        """The record of a stored row, its secrets in plain text.
+
+        Args:
+            row: The values of a record's fields, in their order.
+
+        Raises:
+            UndecryptableTokenError: A secret is encrypted, and nothing opens it; the message says
+                why, and what to do.
+            CipherError: The cipher failed.
+        """
+        stored = TokenRecord(*row)
+        for value in row[_IN_A_ROW]:
+            if isinstance(value, str) and value.startswith(MARK):
+                opened = (self._opened(stored, column) for column in SECRET_COLUMNS)
+                return TokenRecord(*row[: _IN_A_ROW.start], *opened, *row[_IN_A_ROW.stop :])
+        return stored
+
+    def _key_id(self) -> str | None:
+        key_id = None if self._cipher is None else self._cipher.key_id
+        if key_id is None or _KEY_ID.fullmatch(key_id):
+            return key_id
+        raise ConfigurationError(
+            f"The key id {key_id!r} cannot be stored. "
+            "It may have up to 64 letters, digits and _.:/- characters."
+        )
+
+    def _sealed(self, record: TokenRecord, column: str) -> str | None:
+        value: str | None = getattr(record, column)
+        if value is None:
+            return None
+        key_id = self._key_id()
+        if self._cipher is None or key_id is None:
+            return prefix_of("") + value if value.startswith(MARK) else value
+        plaintext = self._place(record, column) + value.encode()
+        try:
+            return prefix_of(key_id) + self._cipher.encrypt(plaintext, key_id)
+        except Exception as error:  # noqa: BLE001 - a cipher raises what it likes
+            failure = _failure_of(self._cipher, "encrypt", error)
+        raise failure
+
+    def _opened(self, stored: TokenRecord, column: str) -> str | None:
+        value: str | None = getattr(stored, column)
+        if value is None or not value.startswith(MARK):
+            return value
+        key_id, separator, ciphertext = value[len(MARK) :].partition("$")
+        if separator and not key_id:
+            return ciphertext
+        if not _KEY_ID.fullmatch(key_id):
+            raise _undecryptable(stored, column, "is garbled", _CHANGED)
+        if self._cipher is None:
+            raise _undecryptable(stored, column, f"is encrypted under the key {key_id!r}", _NO_KEYS)
+        try:
+            plaintext = self._cipher.decrypt(ciphertext, key_id)
+        except LookupError:
+            problem = f"is encrypted under the key {key_id!r}, which is not among those given"
+            failure: CipherError = _undecryptable(stored, column, problem, _MISSING_KEY)
+        except Exception as error:  # noqa: BLE001 - a cipher raises what it likes
+            failure = _failure_of(self._cipher, "decrypt", error)
+        else:
+            place = self._place(stored, column)
+            if plaintext is not None and compare_digest(plaintext[:_PLACE_BYTES], place):
+                return plaintext[_PLACE_BYTES:].decode()
+            failure = _undecryptable(stored, column, "is garbled, or is another token's", _CHANGED)
+        raise failure
+
+    def _place(self, record: TokenRecord, column: str) -> bytes:
+        holder = (record.id or "", record.user_name or "", record.client_id or "")
+        return hash_of(column, *holder, *self._fence)
+
+
+PLAIN = Vault(None)
+"""Keeps plain text."""
+
+_NO_KEYS = f"Pass cipher=FernetCipher(keys); on the command line, set {KEYS_VARIABLE}."
+_MISSING_KEY = (
+    "Add that key after the first one. If it is lost, delete the token "
+    "(zoho-orm-store delete ID) and let its user log in again."
+)
+_CHANGED = (
+    "Its row was changed by other means than this package. Restore it from a backup, or delete it "
+    "(zoho-orm-store delete ID) and let its user log in again."
+)
+
+
+def _undecryptable(
+    stored: TokenRecord, column: str, problem: str, cure: str
+) -> UndecryptableTokenError:
+    without_secrets = replace(stored, **dict.fromkeys(SECRET_COLUMNS))
+    return UndecryptableTokenError(
+        f"The {column} of the token with id {stored.id!r} {problem}. {cure}",
+        stored.id or "",
+        without_secrets,
+    )
+
+
+def _failure_of(cipher: TokenCipher, verb: str, error: Exception) -> CipherError:
+    name = type(cipher).__name__
+    return CipherError(
+        f"The cipher {name} raised {type(error).__name__} when it was to {verb}. Its message is "
+        f"left out here, since it may hold a secret: call {name}.{verb} by itself to read it."
+    )
+
+
+def _fernet() -> type[Fernet]:
+    try:
+        from cryptography.fernet import Fernet
+    except ModuleNotFoundError:
+        problem = MissingDependencyError("cryptography", "encryption")
+    else:
+        return Fernet
+    raise problem
+
+
+def _from_environment() -> str:
+    return os.environ.get(KEYS_VARIABLE, "")
+
+
+def _ring_of(given: Keys) -> tuple[dict[str, Fernet], str]:
+    """The keys by their ids, in their order, or what is wrong with them."""
+    fernet, ring = _fernet(), {}
+    texts = re.split(r"[\s,]+", given.strip()) if isinstance(given, str) else given
+    texts = [given] if isinstance(given, bytes) else [*texts]
+    if not any(texts):
+        return {}, f"There is no key. Pass keys, or set {KEYS_VARIABLE}. {_MAKE_ONE}"
+    for number, text in enumerate(texts, 1):
+        key = _key_bytes(text)
+        if key is None:
+            which = f"Key {number} of {len(texts)}" if len(texts) > 1 else "The key"
+            return {}, f"{which} is no Fernet key, 44 characters of URL-safe base64. {_MAKE_ONE}"
+        ring[hash_of("key", key.hex()).hex()[:_ID_LENGTH]] = fernet(text)
+    return ring, ""
+
+
+_MAKE_ONE = "Make one with: zoho-orm-store keys generate"
+_ID_LENGTH = 12
+
+
+def _key_bytes(text: object) -> bytes | None:
+    if not isinstance(text, str | bytes):
+        return None
+    try:
+        key = urlsafe_b64decode(text)
+    except ValueError:
+        return None
+    return key if len(key) == 32 and len(text) == 44 else None

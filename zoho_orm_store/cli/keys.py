@@ -1,0 +1,119 @@
+"""The commands about the keys that secrets are encrypted under."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import typer
+
+from zoho_orm_store.cipher import KEYS_VARIABLE
+from zoho_orm_store.cli.app import Url, Yes, app, ask, cipher_given
+from zoho_orm_store.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from zoho_orm_store.cipher import FernetCipher
+
+_SHOWN = 10
+
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(
+    keys,
+    name="keys",
+    help=f"Make, change and count the keys that secrets are encrypted under. Keys are read from "
+    f"the environment variable {KEYS_VARIABLE}, the first one encrypts.",
+    short_help="Make, change and count the keys that secrets are encrypted under.",
+)
+
+
+@keys.command()
+def generate() -> None:
+    """Print a new key. Whoever has it can read the tokens, and without it nobody can."""
+    from zoho_orm_store.cipher import generate_key
+
+    typer.echo(generate_key())
+
+
+@keys.command()
+def status(url: Url) -> None:
+    """Count the tokens under each key, and those in plain text.
+
+    Keys are named by their ids, which are fingerprints. Works without any key.
+    """
+    from zoho_orm_store import provision
+    from zoho_orm_store.binding import bind_to
+    from zoho_orm_store.repository import SyncTokenRepository
+
+    cipher = cipher_given()
+    known = cipher.key_ids if cipher is not None else ()
+    with closing(bind_to(url, timeout=None, retry_for=30.0)) as binding:
+        provision.check(binding)
+        counted = binding.read(lambda connection: SyncTokenRepository(connection).count_by_key())
+    for number, key_id in enumerate(known):
+        note = "encrypts new tokens" if number == 0 else "decrypts"
+        _echo_count(f"key {key_id}", counted.pop(key_id, 0), note)
+    _echo_count("plain text", counted.pop(None, 0), "")
+    for other, count in sorted(counted.items(), key=str):
+        _echo_count(f"key {other}", count, f"not in {KEYS_VARIABLE}")
+
+
+@keys.command()
+def rotate(url: Url) -> None:
+    """Encrypt every token under the first key, those in plain text too.
+
+    Workers may go on meanwhile: a token that one of them saves is never overwritten. Give them
+    the new key first, or they cannot read what this command has written. A run that was cut
+    short is simply started again.
+    """
+    _rekey(url, _cipher_required())
+
+
+@app.command()
+def decrypt(url: Url, yes: Yes = False) -> None:
+    """Turn every encrypted token back into plain text; asks first.
+
+    Workers may go on meanwhile, if their cipher only decrypts (encrypts=False).
+    """
+    from zoho_orm_store.cipher import FernetCipher
+
+    _cipher_required()
+    ask("Keep all tokens in plain text?", yes=yes)
+    _rekey(url, FernetCipher(encrypts=False))
+
+
+def _cipher_required() -> FernetCipher:
+    cipher = cipher_given()
+    if cipher is None:
+        raise ConfigurationError(f"Set {KEYS_VARIABLE} to the keys, separated by commas.")
+    return cipher
+
+
+def _rekey(url: str, cipher: FernetCipher) -> None:
+    from zoho_orm_store import provision
+    from zoho_orm_store.keys import rekey_tokens
+
+    provision.check(url)
+    summary = rekey_tokens(url, cipher, on_progress=_progress)
+    typer.echo(f"Tokens changed: {summary.number}.")
+    for problem in summary.undecryptable[:_SHOWN]:
+        typer.echo(f"Left as it was: {problem}", err=True)
+    if len(summary.undecryptable) > _SHOWN:
+        typer.echo(f"Left as they were: {len(summary.undecryptable) - _SHOWN} more.", err=True)
+    by_others = summary.left - len(summary.undecryptable)
+    if by_others > 0:
+        typer.echo(
+            f"{by_others} tokens were saved meanwhile by workers that use other keys. "
+            "Restart those with the new keys, and run this again.",
+            err=True,
+        )
+    if summary.left:
+        raise typer.Exit(1)
+
+
+def _progress(done: int, total: int) -> None:
+    if done % 1000 == 0 and done:
+        typer.echo(f"{done} of {total} tokens", err=True)
+
+
+def _echo_count(what: str, count: int, note: str) -> None:
+    typer.echo(f"{what:<20} {count:>8}  {note}".rstrip())
