@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool
 
-from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore, provision
+from zoho_orm_store import FernetCipher, MemoryTokenStore, SQLAlchemyTokenStore, provision
+from zoho_orm_store.cipher import generate_key
 from zoho_orm_store.sdk import OAuthToken, UserSignature, record_of
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ class Route:
     database: str
     driver: str
     kind: str
+    encrypted: bool = False
 
     def __str__(self) -> str:
-        return f"{self.driver}-{self.kind}"
+        return f"{self.driver}-{self.kind}{'-encrypted' if self.encrypted else ''}"
 
 
-ROUTES = (
+PLAIN_ROUTES = (
     Route("memory", "list", "store"),
     Route("sqlite-memory", "sqlite+pysqlite", "url"),
     Route("sqlite-memory", "sqlite+aiosqlite", "url"),
@@ -66,6 +68,18 @@ ROUTES = (
     ),
 )
 
+ROUTES = (
+    *PLAIN_ROUTES,
+    *(
+        replace(route, encrypted=True)
+        for route in PLAIN_ROUTES
+        if route.kind == "url" and route.database != "sqlite-memory"
+    ),
+)
+
+
+CIPHER = FernetCipher(generate_key())
+"""What encrypts on the encrypted routes."""
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -176,6 +190,8 @@ def query(database: URL) -> Callable[..., list[tuple[object, ...]]]:
 @contextmanager
 def open_store(route: Route, url: URL | None, **options: object) -> Iterator[object]:
     """A store on one of the routes, and afterwards the check that it left nothing behind."""
+    if route.encrypted:
+        options["cipher"] = CIPHER
     threads_before = set(threading.enumerate())
     engine: Engine | None = None
     if route.database == "memory":

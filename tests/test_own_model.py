@@ -15,6 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from zoho_orm_store import (
     ConfigurationError,
+    FernetCipher,
     SQLAlchemyTokenStore,
     StoredToken,
     StoredTokenMixin,
@@ -22,6 +23,8 @@ from zoho_orm_store import (
     TokenRecord,
     TokenRepository,
 )
+from zoho_orm_store.cipher import generate_key
+from zoho_orm_store.keys import rekey_tokens
 from zoho_orm_store.sdk import SDKException
 
 
@@ -224,6 +227,21 @@ class TestTenants:
         with engine.connect() as connection:
             repository = SyncTokenRepository(connection, model=ZohoToken, scope={"tenant_id": 8})
             assert (repository.count(), repository.list(), [*repository.stream()]) == (0, [], [])
+
+    def test_a_tenants_secrets_are_bound_to_it_and_rekeyed_by_a_call_of_its_own(self, engine):
+        key = generate_key()
+        options = {"model": ZohoToken, "scope": {"tenant_id": 7}}
+        seven = SQLAlchemyTokenStore(engine, cipher=FernetCipher(key), **options)
+        seven.save_token(make_token(id="1", **FULL))
+        seven.scoped(tenant_id=8).save_token(make_token(id="2", **FULL))
+        only_decrypts = FernetCipher(key, encrypts=False)
+        assert rekey_tokens(engine, only_decrypts, **options) == (1, 0, ())
+        assert known(seven.find_token_by_id("1")) == known(make_token(**FULL))
+        with engine.begin() as connection:
+            connection.execute(ZohoToken.__table__.update().values(tenant_id=9))
+        nine = seven.scoped(tenant_id=9)
+        with pytest.raises(SDKException, match="changed by other means"):
+            nine.find_token_by_id("2")
 
     def test_an_id_that_another_tenant_has_taken_gives_way_E2(self, engine):
         seven = tenant(engine, 7)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from threading import Barrier, Thread
+import time
+from threading import Barrier, Event, Thread
 
 from conftest import make_token
 
-from zoho_orm_store import SQLAlchemyTokenStore
+from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore
+from zoho_orm_store.keys import rekey_tokens
 
 
 def save_at_once(url: str, worker: str, threads: str, mode: str) -> None:
@@ -64,6 +67,37 @@ def save_until_killed(url: str) -> None:
             )
         )
         print(number, flush=True)
+
+
+def save_and_find(url: str, worker: str, rows: str) -> None:
+    """Save and find tokens of this worker's own until stdin ends; print the last saves."""
+    store = SQLAlchemyTokenStore(url, create_schema=False, cipher=FernetCipher())
+    chosen = random.Random(int(worker))
+    last: dict[str, str] = {}
+    stopped = Event()
+    Thread(target=lambda: (sys.stdin.read(), stopped.set()), daemon=True).start()
+    print("READY", flush=True)
+    while not stopped.is_set():
+        number = chosen.randrange(int(rows) // 8) * 8 + int(worker)
+        id_ = f"{number:032x}"
+        access_token = f"1000.{worker}.{len(last)}.{chosen.random()}"
+        store.save_token(make_token(id=id_, access_token=access_token))
+        last[id_] = access_token
+        for asked in (id_, chosen.choice([*last])):
+            if store.find_token_by_id(asked).get_access_token() != last[asked]:
+                print("LOST", asked, flush=True)
+        # A save must also survive a batch that began before it.
+        time.sleep(0.005)
+    for id_, access_token in last.items():
+        if store.find_token_by_id(id_).get_access_token() != access_token:
+            print("LOST", id_)
+    print("SAVED", len(last))
+
+
+def rotate(url: str) -> None:
+    """Encrypt every token under the first key, and say how it goes on."""
+    summary = rekey_tokens(url, FernetCipher(), on_progress=lambda *done: print(*done, flush=True))
+    print("LEFT", summary.left, len(summary.undecryptable))
 
 
 def not_closed(url: str) -> None:

@@ -75,6 +75,7 @@ def _for_the_sdk(
             return method(self, *args, **kwargs)
         except ZohoOrmStoreError as error:
             cause = error.with_traceback(None)
+        del args, kwargs
         raise store_exception(type(self).__name__, method.__name__, cause) from cause
 
     return operation

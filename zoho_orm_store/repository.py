@@ -161,6 +161,7 @@ def _operation(
             if not is_database_error(error):
                 raise
             failure = failure_of(error)
+        del args, kwargs
         raise self._explained(failure) if isinstance(failure, SchemaError) else failure
 
     return operation

@@ -91,7 +91,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         tell_forked_children(self)
 
     def __repr__(self) -> str:
-        return f"SQLAlchemyTokenStore({shown(self._binding.url)!r})"
+        # A traceback may show the store of a constructor that has failed.
+        binding = self.__dict__.get("_binding")
+        return f"SQLAlchemyTokenStore({binding and shown(binding.url)!r})"
 
     def scoped(self, **scope: object) -> Self:
         """Return a store for another tenant, which shares this one's connections.

@@ -1,0 +1,452 @@
+"""Encryption at rest: what is stored, what opens it, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import time
+from copy import copy, deepcopy
+from dataclasses import replace
+from pathlib import Path
+from shutil import which
+
+import pytest
+from conftest import CIPHER, FULL, known, make_token
+from cryptography.fernet import Fernet
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from typer.testing import CliRunner
+
+from zoho_orm_store import (
+    CipherError,
+    ConfigurationError,
+    FernetCipher,
+    MemoryTokenStore,
+    SQLAlchemyTokenStore,
+    SyncTokenRepository,
+    TokenRecord,
+    TokenRepository,
+    UndecryptableTokenError,
+    provision,
+)
+from zoho_orm_store.cipher import MARK, SECRET_COLUMNS, Vault, generate_key, key_of
+from zoho_orm_store.cli import app
+from zoho_orm_store.record import MAX_LENGTHS
+from zoho_orm_store.sdk import SDKException
+
+RECORD = TokenRecord(
+    id="1",
+    user_name="ada@example.com:1",
+    client_id="1000.C",
+    client_secret="the-client-secret",
+    refresh_token="1000.refresh",
+    access_token="1000.access",
+    grant_token="1000.grant",
+    expiry_time=1767225600000,
+)
+
+
+class ReversingCipher:
+    """A cipher of somebody else's, with a key that has any name."""
+
+    def __init__(self, key_id="projects/p/keys/k:1", failure=None):
+        self.key_id = key_id
+        self.failure = failure
+
+    def encrypt(self, plaintext, key_id):
+        if self.failure is not None:
+            raise self.failure
+        return plaintext.hex()[::-1]
+
+    def decrypt(self, ciphertext, key_id):
+        if self.failure is not None:
+            raise self.failure
+        if key_id != self.key_id:
+            raise LookupError
+        return bytes.fromhex(ciphertext[::-1])
+
+
+@pytest.fixture
+def connection(database):
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
+
+
+def sealed(record, cipher):
+    return replace(record, **Vault(cipher).sealed(record))
+
+
+def opened(record, cipher):
+    values = [getattr(record, name) for name in TokenRecord.__match_args__]
+    return Vault(cipher).opened(values)
+
+
+def columns(connection, *names):
+    selected = ", ".join(names or SECRET_COLUMNS)
+    rows = connection.exec_driver_sql(f"SELECT {selected} FROM oauthtoken ORDER BY id")
+    return [tuple(row) for row in rows]
+
+
+class TestWhatIsStored:
+    def test_secrets_are_encrypted_and_the_rest_is_not(self, connection):
+        SyncTokenRepository(connection, cipher=CIPHER).save(RECORD)
+        [secrets] = columns(connection)
+        assert {key_of(value) for value in secrets} == {CIPHER.key_id}
+        assert columns(connection, "id", "user_name", "client_id", "expiry_time") == [
+            ("1", RECORD.user_name, RECORD.client_id, RECORD.expiry_time)
+        ]
+
+    def test_the_same_secret_is_never_encrypted_to_the_same_text(self, connection):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        same = dict.fromkeys(SECRET_COLUMNS, "the same")
+        repository.save(replace(RECORD, **same))
+        repository.save(replace(RECORD, **same, id="2", user_name="bob"))
+        assert len({value for row in columns(connection) for value in row}) == 8
+
+    def test_the_longest_values_can_be_stored(self, connection):
+        longest = {name: "\U0001f511" * MAX_LENGTHS[name] for name in SECRET_COLUMNS}
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        saved = repository.save(replace(RECORD, **longest))
+        assert saved == repository.get("1")
+        assert {name: getattr(saved, name) for name in SECRET_COLUMNS} == longest
+
+    @pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
+    def test_a_plain_value_that_looks_encrypted_comes_back_exactly_A2(self, connection, cipher):
+        repository = SyncTokenRepository(connection, cipher=cipher)
+        for number, value in enumerate((MARK, f"{MARK}$", f"{MARK}{CIPHER.key_id}$x", "$zos")):
+            lookalike = replace(RECORD, id=str(number), user_name=value, access_token=value)
+            assert repository.save(lookalike).access_token == value
+            assert repository.get(str(number)).access_token == value
+            assert repository.find(TokenRecord(access_token=value)).id == str(number)
+
+    def test_plain_and_encrypted_rows_stand_side_by_side(self, connection):
+        plain, encrypting = (
+            SyncTokenRepository(connection),
+            SyncTokenRepository(connection, cipher=CIPHER),
+        )
+        plain.save(RECORD)
+        encrypting.save(replace(RECORD, id="2", user_name="bob", refresh_token="1000.other"))
+        assert [each.client_secret for each in encrypting.list()] == [RECORD.client_secret] * 2
+        assert encrypting.find(TokenRecord(refresh_token="1000.refresh")).id == "1"
+        encrypting.save(TokenRecord(id="1", access_token="1000.newer"))
+        assert encrypting.count_by_key() == {CIPHER.key_id: 2}
+
+    def test_a_cipher_that_only_decrypts_leaves_new_values_plain(self, connection):
+        keys = generate_key()
+        SyncTokenRepository(connection, cipher=FernetCipher(keys)).save(RECORD)
+        only_decrypts = FernetCipher(keys, encrypts=False)
+        repository = SyncTokenRepository(connection, cipher=only_decrypts)
+        assert repository.get("1").refresh_token == RECORD.refresh_token
+        repository.save(TokenRecord(id="1", access_token="1000.newer"))
+        assert columns(connection, "access_token", "refresh_token") == [
+            ("1000.newer", "1000.refresh")
+        ]
+
+    def test_a_cipher_of_ones_own(self, connection):
+        repository = SyncTokenRepository(connection, cipher=ReversingCipher())
+        assert repository.save(RECORD).client_secret == RECORD.client_secret
+        assert repository.get("1").client_secret == RECORD.client_secret
+        assert repository.count_by_key() == {"projects/p/keys/k:1": 1}
+
+    async def test_the_async_repository_encrypts_too(self, database):
+        drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+asyncmy"}
+        driver = drivers.get(database.get_backend_name(), "postgresql+asyncpg")
+        engine = create_async_engine(database.set(drivername=driver))
+        async with engine.begin() as connection:
+            repository = TokenRepository(connection, cipher=CIPHER)
+            await repository.save(RECORD)
+            assert (await repository.get("1")).grant_token == RECORD.grant_token
+            assert await repository.count_by_key() == {CIPHER.key_id: 1}
+            assert await repository.count_stale() == 0
+            assert (await repository.rekey()).last is None
+            broken: list[UndecryptableTokenError] = []
+            without = TokenRepository(connection)
+            assert await without.list(on_undecryptable=broken.append) == []
+            assert [each async for each in without.stream(on_undecryptable=broken.append)] == []
+            assert [error.id for error in broken] == ["1", "1"]
+        await engine.dispose()
+
+
+class TestBoundToItsPlace:
+    def test_what_is_in_its_place_opens(self):
+        assert opened(sealed(RECORD, CIPHER), CIPHER) == RECORD
+
+    @pytest.mark.parametrize("column", SECRET_COLUMNS)
+    def test_a_value_of_another_row_does_not(self, connection, column):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository.save(RECORD)
+        repository.save(replace(RECORD, id="2", user_name="eve", refresh_token="1000.eves"))
+        [(stolen,), _] = columns(connection, column)
+        update = f"UPDATE oauthtoken SET {column} = '{stolen}' WHERE id = '2'"
+        connection.exec_driver_sql(update)
+        assert repository.get("1") is not None
+        with pytest.raises(UndecryptableTokenError, match=f"{column} of the token with id '2'"):
+            repository.get("2")
+
+    def test_a_value_of_another_column_does_not(self, connection):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository.save(RECORD)
+        connection.exec_driver_sql("UPDATE oauthtoken SET access_token = refresh_token")
+        with pytest.raises(UndecryptableTokenError, match="access_token"):
+            repository.get("1")
+
+    @pytest.mark.parametrize("column", ["id", "user_name", "client_id"])
+    def test_a_row_that_is_given_another_holder_does_not(self, connection, column):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository.save(RECORD)
+        connection.exec_driver_sql(f"UPDATE oauthtoken SET {column} = 'eve'")
+        with pytest.raises(UndecryptableTokenError, match="changed by other means"):
+            repository.get("eve" if column == "id" else "1")
+
+    def test_a_value_of_another_tenant_does_not(self):
+        record = replace(RECORD, **Vault(CIPHER, ("tenant_id", "7")).sealed(RECORD))
+        values = [getattr(record, name) for name in TokenRecord.__match_args__]
+        assert Vault(CIPHER, ("tenant_id", "7")).opened(values) == RECORD
+        with pytest.raises(UndecryptableTokenError):
+            Vault(CIPHER, ("tenant_id", "8")).opened(values)
+
+    def test_a_save_that_learns_the_user_seals_the_row_anew(self, connection):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        saved = repository.save(replace(RECORD, id=None, user_name=None))
+        repository.save(replace(RECORD, id=saved.id))
+        assert repository.get(saved.id).user_name == RECORD.user_name
+
+
+class TestWhatDoesNotOpen:
+    def test_without_a_cipher(self, connection):
+        SyncTokenRepository(connection, cipher=CIPHER).save(RECORD)
+        with pytest.raises(UndecryptableTokenError) as raised:
+            SyncTokenRepository(connection).get("1")
+        assert str(raised.value) == (
+            f"The client_secret of the token with id '1' is encrypted under the key "
+            f"'{CIPHER.key_id}'. Pass cipher=FernetCipher(keys); on the command line, set "
+            "ZOHO_ORM_STORE_KEYS."
+        )
+        assert raised.value.id == "1"
+        assert raised.value.record.user_name == RECORD.user_name
+        assert raised.value.record.client_secret is None
+
+    def test_without_the_key(self, connection):
+        SyncTokenRepository(connection, cipher=CIPHER).save(RECORD)
+        other = SyncTokenRepository(connection, cipher=FernetCipher(generate_key()))
+        for use in (
+            lambda: other.get("1"),
+            lambda: other.find(TokenRecord(refresh_token=RECORD.refresh_token)),
+            lambda: other.save(RECORD),
+            other.list,
+            lambda: [*other.stream()],
+        ):
+            with pytest.raises(UndecryptableTokenError, match="Add that key after the first one"):
+                use()
+        assert SyncTokenRepository(connection, cipher=CIPHER).get("1").grant_token is not None
+
+    @pytest.mark.parametrize(
+        "garbled",
+        [
+            MARK,
+            f"{MARK}k",
+            f"{MARK}\n$x",
+            "{whole}x",
+            "{whole:.60}",
+            "$zos1${key}$",
+            "$zos1${key}$é",
+        ],
+    )
+    def test_garbled(self, connection, garbled):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository.save(RECORD)
+        [(whole,)] = columns(connection, "access_token")
+        value = garbled.format(whole=whole, key=CIPHER.key_id)
+        table = repository._table
+        connection.execute(table.update().values(access_token=value))
+        with pytest.raises(UndecryptableTokenError, match="access_token of the token with id '1'"):
+            repository.get("1")
+
+    def test_one_such_row_does_not_hide_the_others(self, connection):
+        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        for number in range(5):
+            repository.save(replace(RECORD, id=str(number), user_name=str(number)))
+        connection.exec_driver_sql("UPDATE oauthtoken SET grant_token = '$zos1$' WHERE id = '2'")
+        for listing in (repository.list, repository.stream):
+            broken: list[UndecryptableTokenError] = []
+            readable = [record.id for record in listing(on_undecryptable=broken.append)]
+            assert readable == ["0", "1", "3", "4"]
+            assert [(error.id, error.record.user_name) for error in broken] == [("2", "2")]
+        assert repository.count() == 5
+        assert repository.delete("2")
+        assert len(repository.list()) == 4
+
+    def test_the_store_says_so_in_the_sdks_exception_G1(self, database):
+        with SQLAlchemyTokenStore(database, cipher=CIPHER) as store:
+            store.save_token(make_token(id="1", **FULL))
+            assert known(store.find_token_by_id("1"))["client_secret"] == FULL["client_secret"]
+        with SQLAlchemyTokenStore(database) as store:
+            for use in (
+                lambda: store.find_token_by_id("1"),
+                lambda: store.find_token(make_token(id="1")),
+                lambda: store.save_token(make_token(id="1", access_token="1000.new")),
+                store.get_tokens,
+            ):
+                with pytest.raises(SDKException, match="id '1' is encrypted under the key") as e:
+                    use()
+                assert isinstance(e.value.__cause__, UndecryptableTokenError)
+            store.delete_token("1")
+            assert store.get_tokens() == []
+
+    @pytest.mark.parametrize("failure", [RuntimeError("1000.secret"), KeyError("1000.secret")])
+    def test_a_cipher_that_fails_is_named_and_its_message_is_not_shown_G3(
+        self, connection, failure
+    ):
+        SyncTokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
+        repository = SyncTokenRepository(connection, cipher=ReversingCipher(failure=failure))
+        for use in (lambda: repository.get("1"), lambda: repository.save(RECORD)):
+            with pytest.raises(CipherError) as raised:
+                use()
+            assert "1000.secret" not in str(raised.value)
+            assert raised.value.__cause__ is raised.value.__context__ is None
+
+    def test_a_key_id_that_cannot_be_stored(self, connection):
+        with pytest.raises(ConfigurationError, match="cannot be stored"):
+            SyncTokenRepository(connection, cipher=ReversingCipher("a$b")).save(RECORD)
+
+    def test_the_error_survives_pickling_without_the_record(self):
+        error = UndecryptableTokenError("text", "1", RECORD)
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.id, again.record) == ("text", "1", None)
+
+
+class TestKeys:
+    def test_the_first_key_encrypts_and_all_decrypt(self):
+        old, new = generate_key(), generate_key()
+        cipher = FernetCipher([new, old])
+        assert cipher.key_ids == (FernetCipher(new).key_id, FernetCipher(old).key_id)
+        assert key_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
+        assert opened(sealed(RECORD, FernetCipher(old)), cipher) == RECORD
+        assert opened(sealed(RECORD, cipher), FernetCipher([old, new])) == RECORD
+
+    @pytest.mark.parametrize("separator", [",", " ", ", ", "\n", ",\n "])
+    def test_from_the_environment(self, monkeypatch, separator):
+        keys = [generate_key(), generate_key()]
+        monkeypatch.setenv("ZOHO_ORM_STORE_KEYS", f" {separator.join(keys)}\n")
+        assert FernetCipher().key_ids == FernetCipher(keys).key_ids
+
+    def test_as_bytes(self):
+        key = Fernet.generate_key()
+        assert FernetCipher(key).key_id == FernetCipher([key.decode()]).key_id
+
+    def test_from_a_function_which_is_asked_again_for_an_unknown_key(self, monkeypatch):
+        old, new = generate_key(), generate_key()
+        keys, calls = [old], []
+        cipher = FernetCipher(lambda: (calls.append(1), keys)[1])
+        keys = [new, old]
+        record = sealed(RECORD, FernetCipher(new))
+        with pytest.raises(UndecryptableTokenError):
+            opened(record, cipher)
+        assert len(calls) == 1, "asked again too soon"
+        later = time.monotonic() + 6
+        monkeypatch.setattr("zoho_orm_store.cipher.monotonic", lambda: later)
+        assert opened(record, cipher) == RECORD
+        assert cipher.key_id == FernetCipher(new).key_id
+        assert len(calls) == 2
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ("", "There is no key"),
+            ([], "There is no key"),
+            (None, "There is no key. Pass keys, or set ZOHO_ORM_STORE_KEYS"),
+            ("short", "The key is no Fernet key"),
+            (["x" * 44], "The key is no Fernet key"),
+            ([generate_key(), "x" * 43], "Key 2 of 2 is no Fernet key"),
+            ([generate_key(), ""], "Key 2 of 2 is no Fernet key"),
+            ([None], "There is no key"),
+            ([7], "The key is no Fernet key"),
+            (lambda: "short", "The key is no Fernet key"),
+            (generate_key()[:-2] + "é=", "The key is no Fernet key"),
+        ],
+    )
+    def test_a_malformed_key_is_refused_at_construction(self, monkeypatch, keys, message):
+        monkeypatch.delenv("ZOHO_ORM_STORE_KEYS", raising=False)
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}") as raised:
+            FernetCipher(keys)
+        assert "zoho-orm-store keys generate" in str(raised.value)
+
+    def test_the_repr_shows_key_ids_alone(self):
+        key = generate_key()
+        assert repr(FernetCipher(key)) == f"FernetCipher(<keys {FernetCipher(key).key_id}>)"
+        assert key[:8] not in repr(FernetCipher(key, encrypts=False))
+
+
+class TestPickles:
+    def test_nothing_that_holds_secrets_is_pickled(self):
+        for held in (RECORD, CIPHER, MemoryTokenStore(), SQLAlchemyTokenStore("sqlite://")):
+            with pytest.raises(TypeError, match="is not pickled"):
+                pickle.dumps(held)
+
+    def test_a_record_is_its_own_copy(self):
+        assert copy(RECORD) is deepcopy(RECORD) is RECORD
+
+
+def dump(url):
+    """What somebody gets who steals the database."""
+    if url.get_backend_name() == "sqlite":
+        files = [Path(f"{url.database}{suffix}") for suffix in ("", "-wal", "-shm")]
+        return b"".join(path.read_bytes() for path in files)
+    at = ["-h", url.host, "-U" if url.get_backend_name() == "postgresql" else "-u", url.username]
+    if url.get_backend_name() == "postgresql":
+        command = ["pg_dump", *at, "-p", str(url.port), url.database]
+    else:
+        program = which("mariadb-dump") or which("mysqldump")
+        command = [program, *at, "-P", str(url.port), url.database]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
+def test_a_stolen_database_holds_no_secret(empty_database, cipher):
+    secrets = []
+    is_sqlite = empty_database.get_backend_name() == "sqlite"
+    with SQLAlchemyTokenStore(empty_database, cipher=cipher, create_schema=True) as store:
+        if is_sqlite:
+            store._binding.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode=WAL"))
+        for number in range(50):
+            values = {
+                name: f"1000.{name}.{number:064x}"
+                for name in ("client_secret", "refresh_token", "access_token", "grant_token")
+            }
+            secrets += values.values()
+            store.save_token(make_token(user=f"user {number}", client_id="1000.C", **values))
+        stolen = dump(empty_database)
+        assert len(store.get_tokens()) == 50
+    assert b"user 49" in stolen
+    found = [secret for secret in secrets if secret.encode() in stolen]
+    assert found == ([] if cipher else secrets), "the search itself must find plain secrets"
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        "url", ["sqlite:///{}", "sqlite+aiosqlite:///{}", "sqlite:///file:{}?uri=true"]
+    )
+    def test_a_new_sqlite_file_is_readable_by_its_owner_alone(self, tmp_path, url):
+        path = tmp_path / "tokens.db"
+        with SQLAlchemyTokenStore(url.format(path)) as store:
+            store.save_token(make_token(**FULL))
+            store._binding.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode=WAL"))
+            store.save_token(make_token(**FULL))
+            files = sorted(tmp_path.iterdir())
+            assert [file.name for file in files] == ["tokens.db", "tokens.db-shm", "tokens.db-wal"]
+            assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"] * 3
+
+    def test_the_command_lines_too(self, tmp_path):
+        path = tmp_path / "tokens.db"
+        assert CliRunner().invoke(app, ["upgrade", "--url", f"sqlite:///{path}"]).exit_code == 0
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_a_file_that_is_there_keeps_its_permissions(self, tmp_path):
+        path = tmp_path / "tokens.db"
+        path.touch(0o640)
+        path.chmod(0o640)
+        provision.upgrade(f"sqlite:///{path}")
+        assert path.stat().st_mode & 0o777 == 0o640

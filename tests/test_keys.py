@@ -1,0 +1,299 @@
+"""Changing the key that tokens are encrypted under, while workers go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from operator import methodcaller
+
+import pytest
+from conftest import CIPHER, empty
+from databases import SERVERS
+from sqlalchemy import create_engine, event, insert, text
+from test_cipher import RECORD
+from test_concurrency import ENVIRONMENT, WORKER
+from typer.testing import CliRunner
+
+from zoho_orm_store import (
+    FernetCipher,
+    SQLAlchemyTokenStore,
+    StoredToken,
+    SyncTokenRepository,
+    TokenRecord,
+    provision,
+)
+from zoho_orm_store.cipher import Vault, generate_key
+from zoho_orm_store.cli import app
+from zoho_orm_store.digests import digests_of
+from zoho_orm_store.keys import rekey_tokens
+from zoho_orm_store.record import utc_now
+
+OLD, NEW = generate_key(), generate_key()
+ROWS = 20_000
+WORKERS = 8
+
+
+def fill(url, rows, cipher):
+    """Store so many tokens, encrypted under a cipher, faster than one by one."""
+    vault, now = Vault(cipher), utc_now()
+    engine = create_engine(url)
+    values = []
+    for number in range(rows):
+        record = replace(
+            RECORD,
+            id=f"{number:032x}",
+            user_name=f"user {number}",
+            refresh_token=f"1000.r{number}",
+            access_token=f"1000.a{number}",
+            grant_token=None,
+            created_at=now,
+            updated_at=now,
+        )
+        row = {name: getattr(record, name) for name in TokenRecord.__match_args__}
+        values.append(row | vault.sealed(record) | digests_of(record))
+    with engine.begin() as connection:
+        connection.execute(insert(StoredToken), values)
+    engine.dispose()
+
+
+def read(url, cipher, work):
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        result = work(SyncTokenRepository(connection, cipher=cipher))
+    engine.dispose()
+    return result
+
+
+def start(mode, url, *arguments, keys):
+    return subprocess.Popen(
+        [sys.executable, WORKER, mode, url.render_as_string(hide_password=False), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"ZOHO_ORM_STORE_KEYS": ",".join(keys)},
+    )
+
+
+def by_key(url):
+    return read(url, None, lambda repository: repository.count_by_key())
+
+
+class TestRekeying:
+    def test_every_token_comes_under_the_first_key(self, database):
+        fill(database, 250, FernetCipher(OLD))
+        with SQLAlchemyTokenStore(database) as plain:
+            plain._write(methodcaller("save", replace(RECORD, id="plain")))
+        before = read(database, FernetCipher(OLD), lambda repository: repository.list())
+        progress = []
+        cipher = FernetCipher([NEW, OLD])
+        summary = rekey_tokens(database, cipher, on_progress=lambda *done: progress.append(done))
+        assert summary == (251, 0, ())
+        assert progress[-1] == (251, 251)
+        assert by_key(database) == {cipher.key_id: 251}
+        after = read(database, FernetCipher(NEW), lambda repository: repository.list())
+        assert after == before, "a token has changed, or the time when it was saved"
+        assert rekey_tokens(database, cipher) == (0, 0, ())
+
+    def test_back_to_plain_text(self, database):
+        fill(database, 150, FernetCipher(OLD))
+        summary = rekey_tokens(database, FernetCipher(OLD, encrypts=False))
+        assert summary == (150, 0, ())
+        assert by_key(database) == {None: 150}
+        assert read(database, None, lambda repository: repository.get(f"{7:032x}")).refresh_token
+
+    def test_what_no_key_opens_is_left_as_it_is_and_named(self, database):
+        fill(database, 120, FernetCipher(OLD))
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE oauthtoken SET access_token = '$zos1$x$' WHERE id = :id"),
+                {"id": f"{7:032x}"},
+            )
+        engine.dispose()
+        summary = rekey_tokens(database, FernetCipher([NEW, OLD]))
+        assert (summary.number, summary.left) == (119, 1)
+        assert [error.id for error in summary.undecryptable] == [f"{7:032x}"]
+        assert by_key(database)[FernetCipher(OLD).key_id] == 1
+
+    def test_empty_strings_of_other_tools_do_not_keep_it_from_ending_A1(self, database):
+        fill(database, 3, None)
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE oauthtoken SET grant_token = ''"))
+        engine.dispose()
+        assert rekey_tokens(database, CIPHER) == (3, 0, ())
+
+    @pytest.mark.parametrize("name", SERVERS)  # SQLite has one writer at a time.
+    def test_a_token_that_is_saved_after_it_was_read_is_not_overwritten(self, name, provisioned):
+        url = provisioned(name)
+        empty(url)
+        fill(url, 5, FernetCipher(OLD))
+        cipher = FernetCipher([NEW, OLD])
+        engine = create_engine(url)
+        saved = TokenRecord(id=f"{2:032x}", access_token="1000.meanwhile")
+        due = [saved]
+
+        def save_meanwhile(connection, cursor, statement, *_):
+            if statement.startswith("UPDATE") and due:
+                with SQLAlchemyTokenStore(url, cipher=FernetCipher(OLD)) as store:
+                    store._write(methodcaller("save", due.pop()))
+
+        event.listen(engine, "before_cursor_execute", save_meanwhile)
+        with engine.begin() as connection:
+            SyncTokenRepository(connection, cipher=cipher).rekey()
+        engine.dispose()
+        assert due == []
+        assert by_key(url) == {cipher.key_id: 4, FernetCipher(OLD).key_id: 1}
+        assert rekey_tokens(url, cipher) == (1, 0, ())
+        found = read(url, cipher, lambda repository: repository.get(saved.id))
+        assert found.access_token == "1000.meanwhile"
+
+
+@pytest.mark.timeout(300)
+def test_rotation_of_20000_rows_beside_8_workers(database):
+    fill(database, ROWS, FernetCipher(OLD))
+    keys = (NEW, OLD)
+    workers = [
+        start("save_and_find", database, str(number), str(ROWS), keys=keys)
+        for number in range(WORKERS)
+    ]
+    assert [worker.stdout.readline() for worker in workers] == ["READY\n"] * WORKERS
+
+    killed = start("rotate", database, keys=keys)
+    for line in killed.stdout:
+        if int(line.split()[0]) >= ROWS // 4:
+            break
+    killed.kill()
+    killed.communicate()
+    left = read(database, FernetCipher(keys), lambda repository: repository.count_stale())
+    assert 0 < left < ROWS, "it was to be killed in the middle"
+
+    out, errors = start("rotate", database, keys=keys).communicate(timeout=200)
+    ended = [worker.communicate("") for worker in workers]
+    assert (out.splitlines()[-1], errors) == ("LEFT 0 0", "")
+    assert [error for _, error in ended if error] == []
+    saved = [line for lines, _ in ended for line in lines.splitlines()]
+    assert [line for line in saved if not line.startswith("SAVED ")] == []
+    assert all(int(line.split()[1]) > 50 for line in saved), saved
+    assert by_key(database) == {FernetCipher(NEW).key_id: ROWS}
+    assert read(database, FernetCipher(NEW), lambda repository: repository.count()) == ROWS
+
+
+class TestCommands:
+    @pytest.fixture
+    def run(self, database, monkeypatch):
+        monkeypatch.setenv("ZOHO_ORM_STORE_URL", database.render_as_string(hide_password=False))
+        monkeypatch.delenv("ZOHO_ORM_STORE_KEYS", raising=False)
+
+        def run(*arguments, keys=()):
+            environment = {"ZOHO_ORM_STORE_KEYS": ",".join(keys)}
+            return CliRunner().invoke(app, arguments, env=environment)
+
+        return run
+
+    def test_a_key_is_generated(self, run):
+        key = run("keys", "generate").stdout.strip()
+        assert FernetCipher(key).key_id != FernetCipher(run("keys", "generate").stdout).key_id
+
+    def test_from_plain_text_to_a_key_to_another_and_back(self, run, database):
+        fill(database, 3, None)
+        assert run("keys", "status").stdout.split() == ["plain", "text", "3"]
+        assert run("keys", "rotate", keys=[OLD]).stdout == "Tokens changed: 3.\n"
+        assert f"key {FernetCipher(OLD).key_id}" in run("keys", "status").stdout
+        assert "not in ZOHO_ORM_STORE_KEYS" in run("keys", "status", keys=[NEW]).stdout
+        assert run("keys", "rotate", keys=[NEW, OLD]).exit_code == 0
+        lines = run("keys", "status", keys=[NEW, OLD]).stdout.splitlines()
+        assert [line.split()[2] for line in lines] == ["3", "0", "0"]
+        assert "1000.r1" in run("show", f"{1:032x}", "--reveal", keys=[NEW]).stdout
+        assert run("decrypt", "--yes", keys=[NEW]).stdout == "Tokens changed: 3.\n"
+        assert run("keys", "status").stdout.split() == ["plain", "text", "3"]
+
+    def test_a_wrong_key(self, run, database):
+        fill(database, 30, FernetCipher(OLD))
+        result = run("keys", "rotate", keys=[NEW])
+        assert result.exit_code == 1
+        assert "Tokens changed: 0." in result.stdout
+        assert result.stderr.count("which is not among those given") == 10
+        assert "20 more" in result.stderr
+        assert by_key(database) == {FernetCipher(OLD).key_id: 30}
+
+    @pytest.mark.parametrize("command", [("keys", "rotate"), ("decrypt", "--yes")])
+    def test_without_keys(self, run, command):
+        result = run(*command)
+        assert (result.exit_code, result.stderr) == (
+            1,
+            "Error: Set ZOHO_ORM_STORE_KEYS to the keys, separated by commas.\n",
+        )
+
+    def test_decrypt_asks(self, run, database):
+        fill(database, 1, FernetCipher(OLD))
+        assert run("decrypt", keys=[OLD]).exit_code == 1
+        assert by_key(database) == {FernetCipher(OLD).key_id: 1}
+
+    def test_a_malformed_key(self, run):
+        result = run("list", keys=["nonsense"])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: The key is no Fernet key")
+        assert "nonsense" not in result.stderr
+
+    def test_list_and_show_and_delete_and_doctor_without_the_key(self, run, database):
+        fill(database, 2, FernetCipher(OLD))
+        with SQLAlchemyTokenStore(database) as plain:
+            plain._write(methodcaller("save", replace(RECORD, id="plain")))
+        listed = run("list")
+        assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [
+            f"{0:032x}",
+            f"{1:032x}",
+            "plain",
+        ]
+        assert "2 of them cannot be decrypted" in listed.stderr
+        assert len(run("list", "--json").stdout.splitlines()) == 3
+        shown = run("show", f"{1:032x}")
+        assert shown.exit_code == 1
+        assert "user 1" in shown.stdout
+        assert "is encrypted under the key" in shown.stderr
+        examined = run("doctor")
+        assert examined.exit_code == 1
+        assert "WRONG  2 of 3 tokens cannot be decrypted." in examined.stdout
+        healthy = run("doctor", keys=[OLD])
+        assert healthy.exit_code == 0
+        key_id = FernetCipher(OLD).key_id
+        assert f"can be read: 2 under the key {key_id}, 1 in plain text" in healthy.stdout
+        assert run("delete", f"{1:032x}", "--yes").exit_code == 0
+        assert by_key(database) == {key_id: 1, None: 1}
+
+    def test_import_and_export_with_keys(self, run, database, tmp_path):
+        path = tmp_path / "tokens.txt"
+        fill(database, 3, FernetCipher(OLD))
+        refused = run("export", str(path))
+        assert (refused.exit_code, path.exists()) == (1, False)
+        assert run("export", str(path), keys=[OLD]).exit_code == 0
+        assert "1000.r2" in path.read_text()
+        run("clear", "--yes")
+        imported = run("import", str(path), keys=[NEW])
+        assert "Added: 3" in imported.stdout
+        assert by_key(database) == {FernetCipher(NEW).key_id: 3}
+
+    def test_import_from_an_encrypted_table(self, run, database, tmp_path):
+        source = f"sqlite:///{tmp_path / 'other.db'}"
+        provision.upgrade(source)
+        fill(source, 3, FernetCipher(OLD))
+        refused = run("import", source)
+        assert "Added: 0" in refused.stdout
+        assert refused.stderr.count("is encrypted under the key") == 3
+        assert "Added: 3" in run("import", source, keys=[NEW, OLD]).stdout
+        assert by_key(database) == {FernetCipher(NEW).key_id: 3}
+
+
+def test_a_downgrade_refuses_encrypted_tokens_and_loses_none(database):
+    fill(database, 3, FernetCipher(OLD))
+    with pytest.raises(provision.SchemaError, match="3 tokens in the table oauthtoken are encr"):
+        provision.downgrade(database)
+    assert provision.current(database) == "zoho_orm_store_0002"
+    assert by_key(database) == {FernetCipher(OLD).key_id: 3}
+    rekey_tokens(database, FernetCipher(OLD, encrypts=False))
+    provision.downgrade(database)
+    provision.upgrade(database)
+    assert by_key(database) == {None: 3}

@@ -1,0 +1,428 @@
+"""Rule G3: nothing that comes out of a failure shows a secret, on any database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from contextlib import contextmanager
+
+import pytest
+from conftest import make_token
+from leaks import found_in, logs_kept, texts_of
+from rich.pretty import pretty_repr
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from zoho_orm_store import (
+    FernetCipher,
+    MemoryTokenStore,
+    SQLAlchemyTokenStore,
+    StoredToken,
+    SyncTokenRepository,
+    TokenRecord,
+    TokenRepository,
+    ZohoOrmStoreError,
+    provision,
+)
+from zoho_orm_store.cipher import generate_key
+from zoho_orm_store.importers import FileStoreFile, TokenTable, export_tokens, import_tokens
+from zoho_orm_store.sdk import SDKException
+
+CLIENT_SECRET = "SECRET-client-0123456789abcdef"
+REFRESH = "SECRET-refresh-0123456789abcdef"
+ACCESS = "SECRET-access-0123456789abcdef"
+GRANT = "SECRET-grant-0123456789abcdef"
+PASSWORD = "SECRET-password-0123456789abcdef"
+KEY = generate_key()
+SECRETS = (CLIENT_SECRET, REFRESH, ACCESS, GRANT, PASSWORD, KEY)
+CIPHER = FernetCipher(KEY)
+FIELDS = {
+    "client_secret": CLIENT_SECRET,
+    "refresh_token": REFRESH,
+    "access_token": ACCESS,
+    "grant_token": GRANT,
+}
+
+
+SPOILED = (
+    lambda secret: secret * 500,
+    lambda secret: f"{secret}\0",
+    lambda secret: f"{secret}\ud800",
+    lambda secret: secret.encode(),
+    lambda secret: [secret],
+)
+"""Values that cannot be stored."""
+
+
+def token(**other):
+    return make_token(**{"user": "ada", "client_id": "1000.C", **FIELDS, **other})
+
+
+def record(**other):
+    return TokenRecord(**{"user_name": "ada", "client_id": "1000.C", **FIELDS, **other})
+
+
+def store_uses(store, **other):
+    """Every method of a store, with a token that holds secrets."""
+    yield lambda: store.save_token(token(**other))
+    yield lambda: store.find_token(token(access_token=None, **other))
+    yield lambda: store.find_token(make_token(refresh_token=REFRESH))
+    yield lambda: store.find_token_by_id("1")
+    yield store.get_tokens
+
+
+def repository_uses(repository, **other):
+    yield lambda: repository.save(record(**other))
+    yield lambda: repository.find(record(**other))
+    yield lambda: repository.find(TokenRecord(refresh_token=REFRESH))
+    yield lambda: repository.get("1")
+    yield repository.list
+    yield lambda: [*repository.stream()]
+    yield repository.rekey
+
+
+def failure_of(use):
+    """What a use raises. A traceback begins here, where no local variable holds a secret."""
+    try:
+        use()
+    except (SDKException, ZohoOrmStoreError) as error:
+        return error
+    return None
+
+
+def assert_nothing_leaks(uses, *, failures):
+    with logs_kept() as logs, logs_kept("SDKLogger") as sdk_logs:
+        failed = [error for error in map(failure_of, uses) if error is not None]
+    assert len(failed) >= failures, "the failures that this test is about did not happen"
+    for error in failed:
+        assert found_in([*texts_of(error)], SECRETS) == []
+    assert found_in([*logs, *sdk_logs], SECRETS) == []
+
+
+@contextmanager
+def application_engine(url):
+    """An engine of the application's, which shows parameters in its errors."""
+    engine = create_engine(url)
+    assert not engine.hide_parameters
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=[None, CIPHER], ids=["plain", "encrypted"])
+def cipher(request):
+    return request.param
+
+
+@pytest.fixture(params=["url", "engine"])
+def bound(request, empty_database):
+    """A database with our tables, as a URL, and as an engine that shows parameters."""
+    provision.upgrade(empty_database)
+    if request.param == "url":
+        yield empty_database, empty_database
+    else:
+        with application_engine(empty_database) as engine:
+            yield engine, empty_database
+
+
+def run_sql(url, *statements):
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@contextmanager
+def store_on(bind, **options):
+    with SQLAlchemyTokenStore(bind, create_schema=False, **options) as store:
+        yield store
+
+
+class TestFailures:
+    def test_a_table_that_is_missing(self, bound, cipher):
+        bind, url = bound
+        run_sql(url, "DROP TABLE oauthtoken")
+        with store_on(bind, cipher=cipher) as store:
+            assert_nothing_leaks(store_uses(store), failures=5)
+
+    def test_a_column_that_is_missing(self, bound, cipher):
+        bind, url = bound
+        run_sql(url, "ALTER TABLE oauthtoken DROP COLUMN redirect_url")
+        with store_on(bind, cipher=cipher) as store:
+            assert_nothing_leaks(store_uses(store), failures=5)
+
+    def test_a_row_that_the_database_refuses(self, bound, cipher):
+        bind, url = bound
+        # PostgreSQL's error shows the whole row, SQLAlchemy's all parameters.
+        run_sql(url, "ALTER TABLE oauthtoken ADD COLUMN required INTEGER NOT NULL DEFAULT 1")
+        if url.get_backend_name() == "sqlite":
+            trigger = "BEFORE INSERT ON oauthtoken BEGIN SELECT RAISE(ABORT, 'no: '); END"
+            run_sql(url, f"CREATE TRIGGER refuse {trigger}")
+        else:
+            run_sql(url, "ALTER TABLE oauthtoken ADD CONSTRAINT no_rows CHECK (required > 1)")
+        with store_on(bind, cipher=cipher) as store:
+            assert_nothing_leaks([lambda: store.save_token(token())], failures=1)
+
+    def test_a_value_that_the_column_cannot_hold(self, bound, cipher):
+        bind, url = bound
+        if url.get_backend_name() == "sqlite":
+            run_sql(
+                url,
+                "CREATE TRIGGER refuse BEFORE INSERT ON oauthtoken "
+                "BEGIN SELECT RAISE(ABORT, 'too long'); END",
+            )
+        else:
+            statement = "ALTER TABLE oauthtoken MODIFY refresh_token VARCHAR(8)"
+            if url.get_backend_name() == "postgresql":
+                statement = "ALTER TABLE oauthtoken ALTER refresh_token TYPE VARCHAR(8)"
+            run_sql(url, statement)
+        with store_on(bind, cipher=cipher) as store:
+            assert_nothing_leaks([lambda: store.save_token(token())], failures=1)
+
+    def test_a_row_that_another_connection_keeps_locked(self, bound, cipher):
+        bind, url = bound
+        with store_on(url, cipher=cipher) as store:
+            store.save_token(token(id="1"))
+        with application_engine(url) as other, other.connect() as blocker:
+            blocker.execute(text("UPDATE oauthtoken SET expiry_time = 1"))
+            if url.get_backend_name() == "mysql":
+                run_sql(url, "SET GLOBAL innodb_lock_wait_timeout = 1")
+            try:
+                with store_on(bind, cipher=cipher, timeout=0.3) as store:
+                    save = [lambda: store.save_token(token(id="1", expires_in="5"))]
+                    assert_nothing_leaks(save, failures=1)
+            finally:
+                blocker.rollback()
+                if url.get_backend_name() == "mysql":
+                    run_sql(url, "SET GLOBAL innodb_lock_wait_timeout = 50")
+
+    def test_tokens_that_cannot_be_stored(self, bound, cipher):
+        bind, _ = bound
+        with store_on(bind, cipher=cipher) as store:
+            store.save_token(token(id="1"))
+
+            def uses():
+                for name in FIELDS:
+                    for spoil in SPOILED:
+                        yield lambda name=name, spoil=spoil: store.save_token(
+                            token(**{name: spoil(FIELDS[name])})
+                        )
+                yield lambda: store.save_token(token(expires_in=ACCESS))
+                yield lambda: store.save_token(token(id="1", user="eve"))
+                yield lambda: store.find_token(REFRESH)
+                yield lambda: store.find_token_by_id(ACCESS.encode())
+
+            assert_nothing_leaks(uses(), failures=len(FIELDS) * len(SPOILED) + 4)
+
+    def test_rows_that_no_key_opens(self, bound):
+        bind, url = bound
+        with store_on(url, cipher=CIPHER) as store:
+            store.save_token(token(id="1"))
+            store.save_token(token(id="2", user="eve", **{"refresh_token": f"2{REFRESH}"}))
+        for other in (None, FernetCipher(generate_key())):
+            with store_on(bind, cipher=other) as store:
+                assert_nothing_leaks(store_uses(store, id="1"), failures=5)
+        run_sql(url, "UPDATE oauthtoken SET access_token = refresh_token")
+        with store_on(bind, cipher=CIPHER) as store:
+            assert_nothing_leaks(store_uses(store, id="1"), failures=5)
+
+    def test_a_cipher_that_fails(self, bound):
+        bind, _ = bound
+        with store_on(bind, cipher=FailingCipher()) as store:
+            assert_nothing_leaks([lambda: store.save_token(token())], failures=1)
+
+    def test_the_repositories_in_a_session_of_the_applications(self, bound, cipher):
+        _, url = bound
+        run_sql(url, "DROP TABLE oauthtoken")
+        with application_engine(url) as engine:
+            for make in (lambda: Session(engine), engine.connect):
+
+                def uses(make=make):
+                    for number in range(7):
+                        with make() as session:
+                            repository = SyncTokenRepository(session, cipher=cipher)
+                            yield [*repository_uses(repository)][number]
+
+                assert_nothing_leaks(uses(), failures=7)
+
+    def test_the_async_repository(self, bound, cipher):
+        _, url = bound
+        run_sql(url, "DROP TABLE oauthtoken")
+        drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+aiomysql"}
+        driver = drivers.get(url.get_backend_name(), "postgresql+asyncpg")
+
+        async def save():
+            engine = create_async_engine(url.set(drivername=driver))
+            try:
+                async with AsyncSession(engine) as session:
+                    await TokenRepository(session, cipher=cipher).save(record())
+            finally:
+                await engine.dispose()
+
+        assert_nothing_leaks([lambda: asyncio.run(save())], failures=1)
+
+    def test_imports_and_exports(self, bound, cipher, tmp_path):
+        bind, url = bound
+        path = tmp_path / "sdk_tokens.txt"
+        line = f"1,ada,1000.C,{CLIENT_SECRET},{REFRESH},{ACCESS},{GRANT},soon,x,y\n"
+        path.write_text(f"header\n{line}{line.replace('soon', ACCESS)}{line[:-20] * 3}")
+        with logs_kept() as logs:
+            summary = import_tokens(FileStoreFile(path), bind, cipher=cipher)
+        assert len(summary.refused) == 3
+        assert found_in([*summary.refused, repr(summary), *logs], SECRETS) == []
+        with store_on(url, cipher=CIPHER) as store:
+            store.save_token(token(id="1"))
+        assert_nothing_leaks(
+            [
+                lambda: import_tokens(FileStoreFile(path), bind, strict=True),
+                lambda: import_tokens(TokenTable(url, "nothing"), bind),
+                lambda: export_tokens(bind, tmp_path / "out.txt"),
+                lambda: export_tokens(bind, path),
+            ],
+            failures=4,
+        )
+
+    def test_databases_that_cannot_be_reached(self, empty_database, tmp_path):
+        url = empty_database
+        if url.get_backend_name() == "sqlite":
+            unreachable = [f"sqlite:///{tmp_path}/no/such/folder.db"]
+        else:
+            unreachable = [
+                url.set(username=f"u{n}", password=PASSWORD, port=port, database=database)
+                for n, (port, database) in enumerate([(1, "x"), (url.port, "no_such_database")])
+            ]
+        for each in unreachable:
+            with store_on(each, timeout=2) as store:
+                assert_nothing_leaks(store_uses(store), failures=5)
+                assert_nothing_leaks([lambda each=each: provision.upgrade(each)], failures=1)
+                assert PASSWORD not in repr(store) + pretty_repr(store)
+
+    def test_arguments_that_cannot_be_used(self):
+        uses = [
+            lambda: FernetCipher(KEY[:-3]),
+            lambda: FernetCipher([KEY, f"{KEY[:-2]}!="]),
+            lambda: FernetCipher(lambda: KEY[:-3]),
+            lambda: SQLAlchemyTokenStore(f"nonsense://u:{PASSWORD}@host/x"),
+            lambda: SQLAlchemyTokenStore(f"postgresql://u:{PASSWORD}@host:port/x"),
+            lambda: SQLAlchemyTokenStore(f"u:{PASSWORD}@host"),
+            lambda: SQLAlchemyTokenStore("sqlite://", timeout=-1),
+        ]
+        assert_nothing_leaks(uses, failures=7)
+
+    def test_the_memory_store(self):
+        store = MemoryTokenStore()
+        uses = [
+            lambda: store.save_token(token(access_token=ACCESS * 500)),
+            lambda: store.save_token(token(access_token=f"{ACCESS}\0")),
+            lambda: store.find_token(ACCESS),
+            lambda: store.save_token(token(expires_in=ACCESS)),
+        ]
+        assert_nothing_leaks(uses, failures=4)
+
+
+class FailingCipher:
+    key_id = "k"
+
+    def encrypt(self, plaintext, key_id):
+        raise RuntimeError(f"cannot encrypt {plaintext!r}")
+
+    def decrypt(self, ciphertext, key_id):
+        raise RuntimeError(f"cannot decrypt {ciphertext!r}")
+
+
+def test_no_object_shows_a_secret(database):
+    with SQLAlchemyTokenStore(database, cipher=CIPHER) as store:
+        store.save_token(token(id="1"))
+        with application_engine(database) as engine, Session(engine) as session:
+            repository = SyncTokenRepository(session, cipher=CIPHER)
+            row = session.get(StoredToken, "1")
+            memory = MemoryTokenStore()
+            memory.save_token(token())
+            found = repository.get("1")
+            uses = (
+                store, memory, repository, found, row, CIPHER, record(), [record()],
+                TokenRecord(access_token=[ACCESS]), TokenRepository(session, cipher=CIPHER),
+            )  # fmt: skip
+            texts = [show(each) for each in uses for show in (repr, str, pretty_repr)]
+    assert found_in(texts, SECRETS) == []
+    assert "…cdef" in repr(found)
+
+
+def test_the_logs_of_a_life_show_no_secret(database):
+    with logs_kept() as logs, SQLAlchemyTokenStore(database, cipher=CIPHER) as store:
+        store.save_token(token(id="1"))
+        store.find_token(token(id="1", access_token=None))
+        store.save_token(token(id="1", access_token=f"{ACCESS}2"))
+        store.get_tokens()
+        store.delete_token("1")
+    assert found_in(logs, SECRETS) == []
+
+
+class TestTheSearchItself:
+    """It finds a secret that is planted on purpose, in one place of each kind."""
+
+    @staticmethod
+    def raised(raise_it):
+        try:
+            raise_it()
+        except Exception as error:  # noqa: BLE001 - whatever is planted
+            return found_in(texts_of(error), SECRETS)
+        raise AssertionError
+
+    def test_in_a_message(self):
+        def plant():
+            raise ZohoOrmStoreError(f"the token {ACCESS}")
+
+        assert self.raised(plant)
+
+    def test_in_a_cause(self):
+        def plant():
+            raise ZohoOrmStoreError("no") from ValueError(ACCESS)
+
+        assert self.raised(plant)
+
+    def test_in_a_context_that_is_suppressed(self):
+        def plant():
+            try:
+                raise ValueError(ACCESS)
+            except ValueError:
+                raise ZohoOrmStoreError("no") from None
+
+        assert self.raised(plant)
+
+    def test_in_an_attribute(self):
+        def plant():
+            error = ZohoOrmStoreError("no")
+            error.statement = ACCESS
+            raise error
+
+        assert self.raised(plant)
+
+    def test_in_a_local_variable(self):
+        def plant():
+            planted = {"access_token": ACCESS}
+            raise ZohoOrmStoreError(f"no {len(planted)}")
+
+        assert self.raised(plant)
+
+    def test_in_sqlalchemys_parameters(self):
+        def plant():
+            with create_engine("sqlite://").connect() as connection:
+                connection.execute(text("SELECT :a FROM nothing"), {"a": ACCESS})
+
+        with pytest.raises(SQLAlchemyError):
+            plant()
+        assert self.raised(plant)
+
+    def test_in_a_log_record(self):
+        with logs_kept() as logs:
+            logging.getLogger("zoho_orm_store.anything").debug("saved %s", ACCESS)
+        assert found_in(logs, SECRETS)
+
+    def test_in_a_repr_and_in_a_pickle(self):
+        planted = {"access_token": ACCESS}
+        assert found_in([repr(planted)], SECRETS)
+        assert ACCESS.encode() in pickle.dumps(planted)
