@@ -14,9 +14,9 @@ import zoho_orm_store
 PACKAGE = Path(zoho_orm_store.__file__).parent
 
 LAYERS = [
-    {"errors"},
+    {"errors", "hashing"},
     {"record", "revisions"},
-    {"matching"},
+    {"matching", "cipher"},
     {
         "digests",
         "models",
@@ -29,7 +29,7 @@ LAYERS = [
         "scopes",
     },
     {"repository"},
-    {"migrations", "provision", "importers"},
+    {"migrations", "provision", "importers", "keys"},
     {"sdk", "adapter", "memory", "store"},
     {"testing", "demo", "cli"},
 ]

@@ -13,6 +13,7 @@ import re
 from base64 import urlsafe_b64decode
 from dataclasses import replace
 from hmac import compare_digest
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -54,7 +55,9 @@ SECRET_COLUMNS = ("client_secret", "refresh_token", "access_token", "grant_token
 """The columns that are encrypted, in the order of a `TokenRecord`'s fields."""
 
 _FIRST = TokenRecord.__match_args__.index(SECRET_COLUMNS[0])
+_secrets_of = attrgetter(*SECRET_COLUMNS)
 _IN_A_ROW = slice(_FIRST, _FIRST + len(SECRET_COLUMNS))
+_MARK_LENGTH = len(MARK)
 _KEY_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _PLACE_BYTES = 32
 _RELOAD_AFTER = 5.0
@@ -236,8 +239,8 @@ class Vault:
             CipherError: The cipher failed.
         """
         stored = TokenRecord(*row)
-        for value in row[_IN_A_ROW]:
-            if isinstance(value, str) and value.startswith(MARK):
+        for value in _secrets_of(stored):
+            if value is not None and value[:_MARK_LENGTH] == MARK:
                 opened = (self._opened(stored, column) for column in SECRET_COLUMNS)
                 return TokenRecord(*row[: _IN_A_ROW.start], *opened, *row[_IN_A_ROW.stop :])
         return stored

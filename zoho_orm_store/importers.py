@@ -29,7 +29,7 @@ from zoho_orm_store.errors import (
 )
 from zoho_orm_store.matching import merged, rungs_to_save
 from zoho_orm_store.models import StoredToken
-from zoho_orm_store.record import parse_expiry
+from zoho_orm_store.record import TokenRecord, parse_expiry
 from zoho_orm_store.repository import SyncTokenRepository
 from zoho_orm_store.statements import SDK_COLUMNS
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from zoho_orm_store.cipher import TokenCipher
     from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import StoredTokenMixin
-    from zoho_orm_store.record import TokenRecord
 
 __all__ = [
     "FileStoreFile",
@@ -169,6 +168,7 @@ def _found(where: str, values: Sequence[object], vault: Vault = PLAIN) -> Found:
     fields = dict(zip(SDK_COLUMNS, values, strict=False))
     try:
         fields["expiry_time"] = parse_expiry(fields["expiry_time"])
+        TokenRecord(**fields).check_types()  # type: ignore[arg-type]  # which it checks
         record = vault.opened([*fields.values()])
         record.check_storable()
     except (InvalidTokenError, UndecryptableTokenError) as error:

@@ -21,6 +21,7 @@ from databases import SERVERS, why_unreachable
 
 BENCHMARKS = {
     "lookup": (budgets.sqlite_lookup, ()),
+    "encrypted": (budgets.encrypted, ()),
     "flat": (budgets.flat, ()),
     "sdk": (budgets.sdk_store, ("mariadb",)),
     "postgresql": (budgets.postgresql_lookup, ("postgresql",)),

@@ -18,7 +18,8 @@ from sqlalchemy import create_engine, text
 from tokens import any_of, fill, record, row_of, sdk_token
 from zohocrmsdk.src.com.zoho.api.authenticator.store.db_store import DBStore
 
-from zoho_orm_store import SQLAlchemyTokenStore
+from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore
+from zoho_orm_store.cipher import generate_key
 from zoho_orm_store.sdk import OAuthToken, UserSignature
 from zoho_orm_store.statements import RECORD_COLUMNS
 
@@ -63,6 +64,23 @@ def sqlite_lookup(directory: Path, rows: int) -> Iterator[Result]:
             yield compare(
                 "find_token_by_id", by_id, "sqlite3, open connection", lambda: raw(connection), 10
             )
+
+
+def encrypted(directory: Path, rows: int) -> Iterator[Result]:
+    """find_token_by_id of an encrypted token, against a plain one."""
+    with ExitStack() as stack:
+        plain = SQLAlchemyTokenStore(f"sqlite:///{directory / 'plain.db'}")
+        cipher = FernetCipher(generate_key())
+        secret = SQLAlchemyTokenStore(f"sqlite:///{directory / 'secret.db'}", cipher=cipher)
+        for store in (plain, secret):
+            stack.enter_context(store)
+            store.save_token(sdk_token(0))
+        id_ = record(0).id
+        measured, yardstick = in_turns(
+            lambda: secret.find_token_by_id(id_), lambda: plain.find_token_by_id(id_)
+        )
+        against = f"a plain one ({yardstick:.1f} µs), and 150 µs"
+        yield Result("find_token_by_id, encrypted", measured, against, yardstick + 150, 1)
 
 
 def flat(directory: Path, rows: int) -> Iterator[Result]:
