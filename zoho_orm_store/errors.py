@@ -6,9 +6,12 @@ store wraps them in the SDK's ``SDKException`` (rule G1). None ever carries a se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zoho_orm_store.record import TokenRecord
 
 __all__ = [
@@ -24,7 +27,11 @@ __all__ = [
     "UndecryptableTokenError",
     "UserMismatchError",
     "ZohoOrmStoreError",
+    "without_frames",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ZohoOrmStoreError(Exception):
@@ -122,3 +129,21 @@ class SchemaError(DatabaseError):
     def __init__(self, message: str, *, reported: str = "") -> None:
         super().__init__(message)
         self.reported = reported
+
+
+def without_frames(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function raise our errors with no frame that holds a secret (rule G3).
+
+    Tools that show a traceback's local variables would otherwise show a URL with its password.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ZohoOrmStoreError as error:
+            failure = error.with_traceback(None)
+        del args, kwargs
+        raise failure
+
+    return call

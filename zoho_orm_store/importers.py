@@ -26,6 +26,7 @@ from zoho_orm_store.errors import (
     InvalidTokenError,
     UndecryptableTokenError,
     ZohoOrmStoreError,
+    without_frames,
 )
 from zoho_orm_store.matching import merged, rungs_to_save
 from zoho_orm_store.models import StoredToken
@@ -199,6 +200,7 @@ class _UndoError(Exception):
         self.done = done
 
 
+@without_frames
 def import_tokens(
     source: Iterable[Found],
     bind: Bind,
@@ -307,6 +309,7 @@ def _save(repository: SyncTokenRepository, found: Found) -> tuple[Outcome, str]:
     return "updated", ""
 
 
+@without_frames
 def export_tokens(
     bind: Bind,
     path: str | Path,

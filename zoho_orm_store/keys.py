@@ -11,6 +11,7 @@ from time import sleep
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoho_orm_store.binding import bind_to
+from zoho_orm_store.errors import without_frames
 from zoho_orm_store.models import StoredToken
 from zoho_orm_store.repository import SyncTokenRepository
 
@@ -47,6 +48,7 @@ class RekeySummary(NamedTuple):
     undecryptable: tuple[UndecryptableTokenError, ...]
 
 
+@without_frames
 def rekey_tokens(
     bind: Bind,
     cipher: TokenCipher,

@@ -161,8 +161,10 @@ def _operation(
             if not is_database_error(error):
                 raise
             failure = failure_of(error)
+            if isinstance(failure, SchemaError):
+                failure = self._explained(failure)
         del args, kwargs
-        raise self._explained(failure) if isinstance(failure, SchemaError) else failure
+        raise failure
 
     return operation
 

@@ -10,7 +10,7 @@ from sqlalchemy import URL
 from zoho_orm_store.adapter import TokenStoreAdapter
 from zoho_orm_store.binding import bind_to
 from zoho_orm_store.dialects import shown
-from zoho_orm_store.errors import ConfigurationError, SchemaError
+from zoho_orm_store.errors import ConfigurationError, SchemaError, without_frames
 from zoho_orm_store.forks import tell_forked_children
 from zoho_orm_store.models import RefreshLease, StoredToken, lease_table, token_table
 from zoho_orm_store.repository import SyncTokenRepository
@@ -64,6 +64,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         MissingDependencyError: The driver of the URL is not installed.
     """
 
+    @without_frames
     def __init__(
         self,
         bind: Bind,
