@@ -315,7 +315,7 @@ FULL = {
     "client_secret": "the-client-secret",
     "refresh_token": "1000.refresh",
     "access_token": "1000.access",
-    "expires_in": "1767225600000",
+    "expires_in": "4102444800000",
     "redirect_url": "https://example.com/callback",
     "api_domain": "https://www.zohoapis.com",
 }

@@ -43,7 +43,7 @@ RECORD = TokenRecord(
     refresh_token="1000.refresh",
     access_token="1000.access",
     grant_token="1000.grant",
-    expiry_time=1767225600000,
+    expiry_time=4102444800000,
 )
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DatabaseUnreachableError,
         InvalidTokenError,
         MissingDependencyError,
+        RefreshFailedError,
         SchemaError,
         StoreClosedError,
         UndecryptableTokenError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         metadata,
     )
     from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store.refresh import RefreshPolicy
     from zoho_orm_store.repository import SyncTokenRepository, TokenRepository
     from zoho_orm_store.store import SQLAlchemyTokenStore
 
@@ -48,8 +50,10 @@ __all__ = [
     "InvalidTokenError",
     "MemoryTokenStore",
     "MissingDependencyError",
+    "RefreshFailedError",
     "RefreshLease",
     "RefreshLeaseMixin",
+    "RefreshPolicy",
     "SQLAlchemyTokenStore",
     "SchemaError",
     "StoreClosedError",
@@ -76,6 +80,7 @@ _MODULES = {
         "DatabaseUnreachableError",
         "InvalidTokenError",
         "MissingDependencyError",
+        "RefreshFailedError",
         "SchemaError",
         "StoreClosedError",
         "UndecryptableTokenError",
@@ -91,6 +96,7 @@ _MODULES = {
         "metadata",
     ),
     "record": ("TokenRecord",),
+    "refresh": ("RefreshPolicy",),
     "repository": ("SyncTokenRepository", "TokenRepository"),
     "store": ("SQLAlchemyTokenStore",),
 }

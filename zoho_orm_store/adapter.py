@@ -106,6 +106,20 @@ class TokenStoreAdapter(TokenStore):
     def _write(self, operation: Callable[[StoredTokens], T]) -> T:
         """Run an operation that happens completely or not at all (rule E6)."""
 
+    def _find(self, asked: TokenRecord) -> TokenRecord | None:
+        """What a token is to know that was asked for (rules C1, C2)."""
+        stored = self._read(lambda stored: stored.find(asked))
+        return None if stored is None else filled(asked, stored)
+
+    def _get(self, id_: str) -> TokenRecord | None:
+        return self._read(lambda stored: stored.get(id_))
+
+    def _save(self, asked: TokenRecord) -> TokenRecord:
+        return self._write(lambda stored: stored.save(asked))
+
+    def _hand_out(self, token: OAuthToken) -> None:
+        """Do what is due when the SDK is given a token, or goes on with its own."""
+
     def close(self) -> None:
         """Give back what the store holds; it cannot be used any more."""
 
@@ -134,10 +148,11 @@ class TokenStoreAdapter(TokenStore):
             SDKException: The argument is no ``OAuthToken``, or the database failed.
         """
         asked = record_of(token)
-        stored = self._read(methodcaller("find", asked))
-        if stored is None:
+        found = self._find(asked)
+        self._hand_out(token)
+        if found is None:
             return None
-        fill(token, asked, filled(asked, stored))
+        fill(token, asked, found)
         return token
 
     @_for_the_sdk
@@ -153,9 +168,11 @@ class TokenStoreAdapter(TokenStore):
         Raises:
             SDKException: The id is unknown, with ``missing_id="raise"``; or the database failed.
         """
-        stored = self._read(methodcaller("get", id)) if _is_known_id(id) else None
-        if stored is not None:
-            return token_of(stored)
+        found = self._get(id) if _is_known_id(id) else None
+        if found is not None:
+            token = token_of(found)
+            self._hand_out(token)
+            return token
         if self._missing_id == "raise":
             raise missing_id()
         return None
@@ -175,7 +192,7 @@ class TokenStoreAdapter(TokenStore):
                 logged at ERROR on the logger ``zoho_orm_store``.
         """
         try:
-            saved = self._write(methodcaller("save", record_of(token)))
+            saved = self._save(record_of(token))
         except ZohoOrmStoreError as error:
             logger.error("A token was not saved: %s", error)
             raise

@@ -22,6 +22,7 @@ __all__ = [
     "DatabaseUnreachableError",
     "InvalidTokenError",
     "MissingDependencyError",
+    "RefreshFailedError",
     "SchemaError",
     "StoreClosedError",
     "UndecryptableTokenError",
@@ -68,6 +69,10 @@ class InvalidTokenError(ZohoOrmStoreError):
 
 class UserMismatchError(ZohoOrmStoreError):
     """A token carries the id of another user's row; nothing was written (rule E5)."""
+
+
+class RefreshFailedError(ZohoOrmStoreError):
+    """The refreshes for which a caller waited have failed, and it was spared one of its own."""
 
 
 class CipherError(ZohoOrmStoreError):

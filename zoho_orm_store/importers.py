@@ -28,7 +28,7 @@ from zoho_orm_store.errors import (
     ZohoOrmStoreError,
     without_frames,
 )
-from zoho_orm_store.matching import merged, rungs_to_save
+from zoho_orm_store.matching import merged, rungs_to_save, without_earlier_pair
 from zoho_orm_store.models import StoredToken
 from zoho_orm_store.record import TokenRecord, parse_expiry
 from zoho_orm_store.repository import SyncTokenRepository
@@ -297,8 +297,7 @@ def _save(repository: SyncTokenRepository, found: Found) -> tuple[Outcome, str]:
             is_free = found.record.id is None or repository.get(found.record.id) is None
             repository.save(found.record if is_free else record)
             return "added", ""
-        if (stored.expiry_time or 0) > (record.expiry_time or 0):
-            record = replace(record, access_token=None, expiry_time=None)
+        record = without_earlier_pair(record, stored)
         if merged(stored, record) == stored:
             return "unchanged", ""
         repository.save(replace(record, id=stored.id))

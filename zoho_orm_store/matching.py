@@ -36,6 +36,7 @@ __all__ = [
     "rungs_to_find",
     "rungs_to_save",
     "update_of",
+    "without_earlier_pair",
 ]
 
 CREDENTIALS = ("access_token", "refresh_token", "grant_token")
@@ -212,6 +213,13 @@ def merged(stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
     }
     values["id"] = stored.id
     return replace(stored, **values, expiry_time=expiry_time)
+
+
+def without_earlier_pair(asked: TokenRecord, stored: TokenRecord) -> TokenRecord:
+    """The asked token without its access token and expiry, if the stored one's ends later."""
+    if (stored.expiry_time or 0) > (asked.expiry_time or 0):
+        return replace(asked, access_token=None, expiry_time=None)
+    return asked
 
 
 def merged_rows(rows: Iterable[TokenRecord]) -> TokenRecord:

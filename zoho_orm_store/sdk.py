@@ -23,6 +23,8 @@ except ModuleNotFoundError as error:
     ) from None
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zoho_orm_store.errors import ZohoOrmStoreError
 
 __all__ = [
@@ -34,8 +36,12 @@ __all__ = [
     "missing_id",
     "record_of",
     "store_exception",
+    "tell_of_failure",
     "token_of",
 ]
+
+_TOKEN_REQUESTS = ("refresh_access_token", "generate_access_token")
+"""The methods by which an ``OAuthToken`` asks Zoho for an access token."""
 
 
 def record_of(token: object) -> TokenRecord:
@@ -110,6 +116,32 @@ def fill(token: OAuthToken, asked: TokenRecord, found: TokenRecord) -> None:
         value = getattr(found, name)
         if value != getattr(asked, name):
             set_value(value)
+
+
+def tell_of_failure(token: OAuthToken, failed: Callable[[], object]) -> None:
+    """Call something if the SDK's next refresh or exchange of a token fails.
+
+    The SDK tells a store of a refresh only by saving the token afterwards.
+
+    Args:
+        token: The token that the SDK is about to refresh.
+        failed: Called before the error goes on to the SDK's caller.
+    """
+
+    def watched(request: Callable[..., object]) -> Callable[..., object]:
+        def watched_request(*args: object) -> object:
+            for name in _TOKEN_REQUESTS:
+                vars(token).pop(name, None)
+            try:
+                return request(token, *args)
+            except BaseException:
+                failed()
+                raise
+
+        return watched_request
+
+    for name in _TOKEN_REQUESTS:
+        setattr(token, name, watched(getattr(type(token), name)))
 
 
 def store_exception(store: str, operation: str, cause: ZohoOrmStoreError) -> SDKException:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BINARY,
+    BigInteger,
     Delete,
     Select,
     and_,
@@ -47,9 +48,11 @@ __all__ = [
     "RECORD_COLUMNS",
     "REVISION",
     "SDK_COLUMNS",
+    "LeaseStatements",
     "Statements",
     "begin_immediate",
     "commit_schema",
+    "lease_statements_for",
     "limit_waiting",
     "lock_schema",
     "scope_parameters",
@@ -126,11 +129,27 @@ def unlock_schema(dialect: str) -> Select[Any] | None:
 
 def server_time(dialect: str) -> Select[Any] | None:
     """The server's time in epoch seconds; a database in a file has none of its own."""
+    now = _server_clock(dialect)
+    return None if now is None else select(now)
+
+
+def _server_clock(dialect: str) -> ColumnElement[Any] | None:
     if dialect == "postgresql":
-        return select(func.date_part("epoch", func.clock_timestamp()))
+        return func.date_part("epoch", func.clock_timestamp())
     if dialect in _MYSQL_FAMILY:
-        return select(func.unix_timestamp(func.now(6)))
+        return func.unix_timestamp(func.now(6))
     return None
+
+
+@cache
+def lease_statements_for(table: Table, dialect: str) -> LeaseStatements:
+    """The statements for a table of refresh leases, in a dialect's SQL.
+
+    Args:
+        table: The table of a model made with `RefreshLeaseMixin`.
+        dialect: SQLAlchemy's name of the dialect.
+    """
+    return LeaseStatements(table, dialect)
 
 
 @cache
@@ -413,3 +432,108 @@ class Statements:
         """What the secrets of every row begin with, enough to tell their keys."""
         columns = (self.table.c[name] for name in SECRET_COLUMNS)
         return select(*(func.substr(each, 1, 80) for each in columns)).where(*self._in_scope)
+
+
+class LeaseStatements:
+    """The SQL for each operation on a table of refresh leases.
+
+    Times are epoch milliseconds by the server's clock, so that those of its clients may differ. A
+    database in a file goes by the clock of its one machine: the parameter ``now``.
+    """
+
+    def __init__(self, table: Table, dialect: str) -> None:
+        self.table = table
+        self.dialect = dialect
+        clock = _server_clock(dialect)
+        self.has_clock = clock is not None
+        self._now: ColumnElement[int] = (
+            bindparam("now", type_=BigInteger())
+            if clock is None
+            else cast(func.floor(clock * 1000), BigInteger)
+        )
+
+    @property
+    @cache
+    def holder(self) -> Select[Any]:
+        """Who has the lease ``key``, and the milliseconds until it ends."""
+        columns = self.table.c
+        left = columns.expires_at - self._now
+        return select(columns.owner, left.label("left")).where(columns.key == bindparam("key"))
+
+    @property
+    @cache
+    def take(self) -> Insert:
+        """Give the lease ``key`` to ``owner`` for ``milliseconds``, unless another one has it.
+
+        A dialect without such a statement takes one that has ended away first (`drop_ended`), and
+        raises an ``IntegrityError`` where there is another.
+        """
+        columns = self.table.c
+        values = {
+            "key": bindparam("key"),
+            "owner": bindparam("owner"),
+            "expires_at": self._now + bindparam("milliseconds", type_=BigInteger()),
+        }
+        if self.dialect in _MYSQL_FAMILY:
+            taking = mysql.insert(self.table).values(values)
+            new = taking.inserted
+            is_mine = columns.owner == new.owner
+            may_take = or_(is_mine, columns.expires_at <= self._now)
+            # Assigned in this order: the second sees what the first has made of the owner.
+            return taking.on_duplicate_key_update(
+                [
+                    ("owner", func.if_(may_take, new.owner, columns.owner)),
+                    ("expires_at", func.if_(is_mine, new.expires_at, columns.expires_at)),
+                ]
+            )
+        if self.take_may_raise:
+            return insert(self.table).values(values)
+        native: Any = postgresql if self.dialect == "postgresql" else sqlite
+        upsert: postgresql.Insert = native.insert(self.table).values(values)
+        new = upsert.excluded
+        return upsert.on_conflict_do_update(
+            index_elements=[columns.key],
+            set_={"owner": new.owner, "expires_at": new.expires_at},
+            where=or_(columns.owner == new.owner, columns.expires_at <= self._now),
+        )
+
+    @property
+    def take_may_raise(self) -> bool:
+        """Whether `take` raises where another one has the lease, in this dialect."""
+        return self.dialect not in ("postgresql", "sqlite", *_MYSQL_FAMILY)
+
+    @property
+    @cache
+    def drop_ended(self) -> Delete:
+        """Remove the lease ``key``, if it has ended or is of ``owner``."""
+        columns = self.table.c
+        is_mine = columns.owner == bindparam("owner")
+        return delete(self.table).where(
+            columns.key == bindparam("key"), or_(is_mine, columns.expires_at <= self._now)
+        )
+
+    @property
+    @cache
+    def release(self) -> Delete:
+        """Remove the lease ``key``, if ``owner`` has it."""
+        columns = self.table.c
+        return delete(self.table).where(
+            columns.key == bindparam("key"), columns.owner == bindparam("owner")
+        )
+
+    @property
+    @cache
+    def long_ended(self) -> Select[Any]:
+        """The keys of leases that have ended ``milliseconds`` ago, a hundred at most."""
+        return select(self.table.c.key).where(self._has_long_ended).limit(100)
+
+    @property
+    @cache
+    def sweep(self) -> Delete:
+        """Remove those of the leases ``keys`` that have ended ``milliseconds`` ago."""
+        is_one_of_them = self.table.c.key.in_(bindparam("keys", expanding=True))
+        return delete(self.table).where(is_one_of_them, self._has_long_ended)
+
+    @property
+    def _has_long_ended(self) -> ColumnElement[bool]:
+        return self.table.c.expires_at < self._now - bindparam("milliseconds", type_=BigInteger())

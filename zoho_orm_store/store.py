@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,8 +14,10 @@ from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import ConfigurationError, SchemaError, without_frames
 from zoho_orm_store.forks import tell_forked_children
 from zoho_orm_store.models import RefreshLease, StoredToken, lease_table, token_table
+from zoho_orm_store.refresh import RefreshCoordinator, RefreshPolicy, RefreshStats
 from zoho_orm_store.repository import SyncTokenRepository
 from zoho_orm_store.scopes import scope_of
+from zoho_orm_store.sdk import tell_of_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from zoho_orm_store.cipher import TokenCipher
     from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import RefreshLeaseMixin, StoredTokenMixin
+    from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store.sdk import OAuthToken
 
 __all__ = ["SQLAlchemyTokenStore"]
 
@@ -45,7 +50,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             engine and disposes of it. An ``Engine`` is used as it is and never disposed of. An
             ``AsyncEngine`` is copied, pool and all, for the store's own event loop.
         model: The model whose table holds the tokens.
-        lease_model: The model whose table is to hold the refresh leases. Nothing uses it yet.
+        lease_model: The model whose table holds the refresh leases.
         create_schema: Whether to run the migrations on first use; ``None`` does for a SQLite URL
             and for nothing else.
         missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
@@ -53,9 +58,11 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``: the
             store finds, lists, changes and deletes only the rows with these values, and new rows
             get them. A Zoho user can then exist once per tenant.
+        refresh: How many workers share one refresh; ``None`` lets each refresh for itself.
         cipher: What encrypts the secrets in the table, such as a `FernetCipher`; ``None`` keeps
             them as plain text. Rows of both kinds may stand side by side.
-        timeout: Seconds that one call may take in all, retries included. Where the server stops
+        timeout: Seconds that one call may take in all, retries included, but for the wait for
+            another caller's refresh, which has a limit of its own. Where the server stops
             answering in the middle of a statement, a synchronous ``Engine`` of your own waits
             as long as its driver was told to.
 
@@ -72,6 +79,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         model: type[StoredTokenMixin] = StoredToken,
         lease_model: type[RefreshLeaseMixin] = RefreshLease,
         cipher: TokenCipher | None = None,
+        refresh: RefreshPolicy | None = RefreshPolicy(),
         create_schema: bool | None = None,
         missing_id: MissingId = "none",
         scope: Mapping[str, object] | None = None,
@@ -81,13 +89,17 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
         self._model = model
-        self._lease_table = lease_table(lease_model)
+        leases = lease_table(lease_model)
         self._scope = _checked(model, scope)
+        self._fence = scope_of(token_table(model, scope or ()), scope)
         self._cipher = cipher
         self._binding = bind_to(bind, timeout=timeout)
+        self._coordinator = (
+            None if refresh is None else RefreshCoordinator(self._binding, leases, refresh)
+        )
         self._owns_binding = True
         self._create_schema = self._resolve(create_schema, bind)
-        self._schema_is_due = self._create_schema
+        self._is_new = True
         self._schema_lock = Lock()
         tell_forked_children(self)
 
@@ -111,6 +123,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         sibling = type(self).__new__(type(self))
         sibling.__dict__.update(self.__dict__)
         sibling._scope = _checked(self._model, scope)
+        sibling._fence = scope_of(token_table(self._model, scope), scope)
         sibling._owns_binding = False
         tell_forked_children(sibling)
         return sibling
@@ -126,23 +139,63 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     def _forked(self) -> None:
         """Start anew in a forked child, where an in-memory database is another, empty one."""
         self._schema_lock = Lock()
-        self._schema_is_due = self._create_schema
+        self._is_new = True
+
+    @property
+    def refresh_stats(self) -> RefreshStats:
+        """What callers have done about expired tokens, in this process, for a monitor to read."""
+        return RefreshStats() if self._coordinator is None else self._coordinator.stats
+
+    def _find(self, asked: TokenRecord) -> TokenRecord | None:
+        found = super()._find(asked)
+        # The SDK never refreshes what it has asked for with an id here: that is its revoke.
+        if self._coordinator is None or asked.id:
+            return found
+        return self._coordinator.settle(found, asked, partial(super()._find, asked), self._fence)
+
+    def _get(self, id_: str) -> TokenRecord | None:
+        found = super()._get(id_)
+        if self._coordinator is None or found is None:
+            return found
+        return self._coordinator.settle(found, None, partial(super()._get, id_), self._fence)
+
+    def _hand_out(self, token: OAuthToken) -> None:
+        if self._coordinator is not None and (key := self._coordinator.take_handed_out()):
+            tell_of_failure(token, partial(self._coordinator.failed, key))
+
+    def _save(self, asked: TokenRecord) -> TokenRecord:
+        coordinator = self._coordinator
+        held = coordinator.held_for(asked, self._fence) if coordinator is not None else []
+        if coordinator is None or not held:
+            return super()._save(asked)
+        release = coordinator.releasing(held)
+
+        def save(connection: Connection) -> TokenRecord:
+            # Whoever has lost a lease may come too late: another one has refreshed since.
+            has_lost_it = not release(connection)
+            return self._tokens(connection).save(asked, keep_later=has_lost_it)
+
+        saved = self._run(self._binding.write, save)
+        coordinator.forget(held)
+        return saved
 
     def _read(self, operation: Callable[[StoredTokens], T]) -> T:
-        return self._run(self._binding.read, operation)
+        return self._run(self._binding.read, lambda connection: operation(self._tokens(connection)))
 
     def _write(self, operation: Callable[[StoredTokens], T]) -> T:
-        return self._run(self._binding.write, operation)
+        return self._run(
+            self._binding.write, lambda connection: operation(self._tokens(connection))
+        )
 
     def _run(
         self,
         transact: Callable[[Callable[[Connection], T]], T],
-        operation: Callable[[StoredTokens], T],
+        work: Callable[[Connection], T],
     ) -> T:
-        if self._schema_is_due:
-            self._make_schema()
+        if self._is_new:
+            self._prepare()
         try:
-            return transact(lambda connection: operation(self._tokens(connection)))
+            return transact(work)
         except SchemaError as error:
             failure = error
         raise self._explained(failure)
@@ -164,14 +217,22 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             return is_url and not own_model and self._binding.dialect_name == "sqlite"
         return create_schema
 
+    def _prepare(self) -> None:
+        """Make the tables, or see that the one is there that is needed only later."""
+        with self._schema_lock:
+            if not self._is_new:
+                return
+            if self._create_schema:
+                self._make_schema()
+            elif self._coordinator is not None and self._model is not StoredToken:
+                self._coordinator.check()
+            self._is_new = False
+
     def _make_schema(self) -> None:
         from zoho_orm_store import provision
 
-        with self._schema_lock:
-            if self._schema_is_due:
-                if not provision.is_current(self._binding):
-                    provision.upgrade(self._binding)
-                self._schema_is_due = False
+        if not provision.is_current(self._binding):
+            provision.upgrade(self._binding)
 
     def _explained(self, error: SchemaError) -> SchemaError:
         """The schema's error with what is found, what is needed, and the command (rule G2)."""

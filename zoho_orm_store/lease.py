@@ -1,0 +1,110 @@
+"""Refresh leases: who of many workers may refresh a token now.
+
+Each operation is a short piece of work on a connection, in the caller's transaction. Nothing is
+held in the database while a lease lasts but its row.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import exc
+
+from zoho_orm_store.hashing import hash_of
+from zoho_orm_store.statements import lease_statements_for
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Table
+
+    from zoho_orm_store.scopes import Scope
+    from zoho_orm_store.statements import LeaseStatements
+
+__all__ = ["Holder", "Leases", "lease_key"]
+
+_SWEPT_AFTER = 60.0
+
+
+class Holder(NamedTuple):
+    """Who has a lease.
+
+    Attributes:
+        owner: Whom it was given to last.
+        left: Seconds until it ends; negative, where it has ended.
+    """
+
+    owner: str
+    left: float
+
+
+def lease_key(field: str, value: str, user_name: str | None, scope: Scope) -> str:
+    """The key of the lease on one token's refresh or exchange.
+
+    Args:
+        field: ``"refresh_token"`` or ``"grant_token"``.
+        value: What is refreshed or exchanged.
+        user_name: For whom: one refresh token under two users is two stored tokens (rule B10).
+        scope: What fences off a tenant: another tenant's refresh is another one.
+    """
+    return hash_of("lease", field, value, user_name or "", *scope.parts).hex()
+
+
+class Leases:
+    """The leases in a table, through a connection.
+
+    Args:
+        connection: What to work on; the caller owns its transaction.
+        table: The table of a model made with `RefreshLeaseMixin`.
+    """
+
+    def __init__(self, connection: Connection, table: Table) -> None:
+        self._connection = connection
+        self._statements: LeaseStatements = lease_statements_for(table, connection.dialect.name)
+
+    def holder(self, key: str) -> Holder | None:
+        """Return who has a lease, or had it last."""
+        row = self._connection.execute(
+            self._statements.holder, self._clock() | {"key": key}
+        ).first()
+        return None if row is None else Holder(row.owner, row.left / 1000)
+
+    def take(self, key: str, owner: str, seconds: float) -> Holder | None:
+        """Take a lease, unless another owner has it; one's own begins anew.
+
+        Returns:
+            Who has it now.
+        """
+        parameters = self._clock() | {"key": key, "owner": owner}
+        taking = parameters | {"milliseconds": int(seconds * 1000)}
+        if not self._statements.take_may_raise:
+            self._connection.execute(self._statements.take, taking)
+        else:
+            self._connection.execute(self._statements.drop_ended, parameters)
+            with suppress(exc.IntegrityError), self._connection.begin_nested():
+                self._connection.execute(self._statements.take, taking)
+        return self.holder(key)
+
+    def release(self, key: str, owner: str) -> bool:
+        """Give a lease back.
+
+        Returns:
+            Whether the owner still had it.
+        """
+        released = self._connection.execute(self._statements.release, {"key": key, "owner": owner})
+        return released.rowcount > 0
+
+    def sweep(self) -> int:
+        """Remove leases that ended a minute ago or longer, whose owners never came back.
+
+        Returns:
+            How many there were.
+        """
+        ended = self._clock() | {"milliseconds": int(_SWEPT_AFTER * 1000)}
+        keys = self._connection.scalars(self._statements.long_ended, ended).all()
+        if not keys:
+            return 0
+        return self._connection.execute(self._statements.sweep, ended | {"keys": keys}).rowcount
+
+    def _clock(self) -> dict[str, object]:
+        return {} if self._statements.has_clock else {"now": int(time() * 1000)}
