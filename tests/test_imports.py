@@ -28,7 +28,7 @@ LAYERS = [
         "binding",
         "scopes",
     },
-    {"repository"},
+    {"repository", "lease", "refresh"},
     {"migrations", "provision", "importers", "keys"},
     {"sdk", "adapter", "memory", "store"},
     {"testing", "demo", "cli"},

@@ -19,6 +19,7 @@ from zoho_orm_store.sdk import (
     record_of,
     store_exception,
     token_of,
+    watch_request,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store.refresh import Settled
 
 __all__ = ["MissingId", "StoredTokens", "TokenStoreAdapter"]
 
@@ -114,11 +116,14 @@ class TokenStoreAdapter(TokenStore):
     def _get(self, id_: str) -> TokenRecord | None:
         return self._read(lambda stored: stored.get(id_))
 
+    def _find_to_use(self, asked: TokenRecord) -> Settled:
+        return self._find(asked), None
+
+    def _get_to_use(self, id_: str) -> Settled:
+        return self._get(id_), None
+
     def _save(self, asked: TokenRecord) -> TokenRecord:
         return self._write(lambda stored: stored.save(asked))
-
-    def _hand_out(self, token: OAuthToken) -> None:
-        """Do what is due when the SDK is given a token, or goes on with its own."""
 
     def close(self) -> None:
         """Give back what the store holds; it cannot be used any more."""
@@ -148,12 +153,12 @@ class TokenStoreAdapter(TokenStore):
             SDKException: The argument is no ``OAuthToken``, or the database failed.
         """
         asked = record_of(token)
-        found = self._find(asked)
-        self._hand_out(token)
-        if found is None:
-            return None
-        fill(token, asked, found)
-        return token
+        found, on_failure = self._find_to_use(asked)
+        if found is not None:
+            fill(token, asked, found)
+        if on_failure is not None:
+            watch_request(token, on_failure)
+        return None if found is None else token
 
     @_for_the_sdk
     def find_token_by_id(self, id: str) -> OAuthToken | None:  # noqa: A002 - the SDK's name
@@ -168,10 +173,11 @@ class TokenStoreAdapter(TokenStore):
         Raises:
             SDKException: The id is unknown, with ``missing_id="raise"``; or the database failed.
         """
-        found = self._get(id) if _is_known_id(id) else None
+        found, on_failure = self._get_to_use(id) if _is_known_id(id) else (None, None)
         if found is not None:
             token = token_of(found)
-            self._hand_out(token)
+            if on_failure is not None:
+                watch_request(token, on_failure)
             return token
         if self._missing_id == "raise":
             raise missing_id()

@@ -25,17 +25,27 @@ __all__ = ["Holder", "Leases", "lease_key"]
 
 _SWEPT_AFTER = 60.0
 
+_FAILED = "failed "
+"""What stands before the number of failures, in place of an owner."""
+
 
 class Holder(NamedTuple):
-    """Who has a lease.
+    """Who has a lease, or what became of it.
 
     Attributes:
-        owner: Whom it was given to last.
+        owner: Whom it was given to last; ``None``, if the refresh has failed.
         left: Seconds until it ends; negative, where it has ended.
+        failures: How many refreshes in a row have failed, if the last one has.
     """
 
-    owner: str
+    owner: str | None
     left: float
+    failures: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether anyone may take the lease."""
+        return self.left <= 0
 
 
 def lease_key(field: str, value: str, user_name: str | None, scope: Scope) -> str:
@@ -63,11 +73,15 @@ class Leases:
         self._statements: LeaseStatements = lease_statements_for(table, connection.dialect.name)
 
     def holder(self, key: str) -> Holder | None:
-        """Return who has a lease, or had it last."""
+        """Return who has a lease, or had it last; ``None``, if it was given back."""
         row = self._connection.execute(
             self._statements.holder, self._clock() | {"key": key}
         ).first()
-        return None if row is None else Holder(row.owner, row.left / 1000)
+        if row is None:
+            return None
+        if row.owner.startswith(_FAILED):
+            return Holder(None, row.left / 1000, int(row.owner.removeprefix(_FAILED)))
+        return Holder(row.owner, row.left / 1000)
 
     def take(self, key: str, owner: str, seconds: float) -> Holder | None:
         """Take a lease, unless another owner has it; one's own begins anew.
@@ -94,8 +108,19 @@ class Leases:
         released = self._connection.execute(self._statements.release, {"key": key, "owner": owner})
         return released.rowcount > 0
 
+    def fail(self, key: str, owner: str, failures: int) -> None:
+        """Give a lease back whose refresh has failed, and leave a mark for those who wait.
+
+        Args:
+            key: The lease.
+            owner: Who has it; nothing happens, if that is another one by now.
+            failures: How many refreshes in a row have failed with this one.
+        """
+        mark = {"key": key, "owner": owner, "mark": f"{_FAILED}{failures}"}
+        self._connection.execute(self._statements.fail, self._clock() | mark)
+
     def sweep(self) -> int:
-        """Remove leases that ended a minute ago or longer, whose owners never came back.
+        """Remove leases that ended a minute ago or longer: failures, and owners that were killed.
 
         Returns:
             How many there were.

@@ -10,9 +10,10 @@ import logging
 import random
 import threading
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from time import monotonic, sleep, time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from uuid import uuid4
 
 from zoho_orm_store.errors import (
@@ -42,10 +43,20 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 0.2
 _MOST_FAILURES = 2
 _SWEEP_EVERY = 60.0
+_LONGEST_AHEAD = 1800.0
 _REMEMBERED_FOR = 3600.0
 """Seconds after a lease's end in which a save still finds out that it has lost it."""
 
 logger = logging.getLogger("zoho_orm_store")
+
+Look: TypeAlias = "Callable[[], TokenRecord | None]"
+"""Finds a token again."""
+
+OnFailure: TypeAlias = "Callable[[], TokenRecord | None]"
+"""Is told that a refresh has failed, and returns the token to go on with all the same, if any."""
+
+Settled: TypeAlias = "tuple[TokenRecord | None, OnFailure | None]"
+"""The token that a caller gets; and, if it is to refresh it, whom to tell of a failure."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +69,10 @@ class RefreshPolicy:
             since the others wait so long for one that was killed.
         wait: Seconds that a caller waits for another one's refresh. Longer than ``lease``, or
             nobody is there to take over. Afterwards it gets what is stored, and refreshes by
-            itself.
-        ahead: Seconds before its end from which one caller refreshes a token early, while the
-            others go on with it and nobody waits; 0 refreshes when the SDK does, 5 seconds before
-            the end.
+            itself; with 0, at once.
+        ahead: Seconds before its end, or up to a tenth less, from which one caller refreshes a
+            token early, while the others go on with it and nobody waits. At most 1800, half an
+            access token's life; 0 refreshes when the SDK does, 5 seconds before the end.
 
     Raises:
         ConfigurationError: A number cannot be used.
@@ -80,6 +91,11 @@ class RefreshPolicy:
                     f"{name} must be a number of seconds{' above 0' if least else ', or 0'}, "
                     f"not {value!r}."
                 )
+        if self.ahead > _LONGEST_AHEAD:
+            raise ConfigurationError(
+                f"ahead must be at most {_LONGEST_AHEAD:g} seconds, half an access token's life, "
+                "or tokens are refreshed more often than Zoho allows."
+            )
 
 
 class RefreshStats(NamedTuple):
@@ -89,7 +105,7 @@ class RefreshStats(NamedTuple):
         acquired: Leases taken: refreshes that this process began.
         taken_over: Those among them whose former owner had not released it in time.
         ahead: Those among them of tokens that had not expired yet.
-        failed: Refreshes of this process that the SDK reported as failed.
+        failed: Refreshes that came to nothing: Zoho refused, or the token could not be saved.
         waited: Callers that waited, and got a live token.
         seconds_waited: How long all callers have waited, together.
         gave_up: Callers that waited in vain, and got what was stored.
@@ -106,13 +122,26 @@ class RefreshStats(NamedTuple):
     spared: int = 0
 
 
+class Held(NamedTuple):
+    """A lease that a thread has.
+
+    Attributes:
+        failures: How many refreshes in a row had failed before.
+        until: When it ends, by the monotonic clock.
+        live: The token that is refreshed ahead, and still live.
+    """
+
+    failures: int
+    until: float
+    live: TokenRecord | None = None
+
+
 @dataclass
 class _Caller(threading.local):
-    """What a thread has taken: its name, and when each of its leases ends."""
+    """A thread: its name, and its leases by their keys."""
 
     name: str = field(default_factory=lambda: uuid4().hex)
-    leases: dict[str, float] = field(default_factory=dict)
-    handed_out: str | None = None
+    held: dict[str, Held] = field(default_factory=dict)
 
 
 class RefreshCoordinator:
@@ -128,21 +157,22 @@ class RefreshCoordinator:
         self._binding = binding
         self._table = table
         self._policy = policy
-        self._margin = max(SDK_MARGIN, policy.ahead) * 1000
-        self._stats = RefreshStats()
         self._swept_at = -_SWEEP_EVERY
         self._start()
         tell_forked_children(self)
 
     def _start(self) -> None:
         self._caller = _Caller()
-        self._stats_lock = threading.Lock()
-        self._others_until: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._stats = RefreshStats()
+        self._left_alone: dict[str, tuple[int | None, float]] = {}
+        # Processes that come to it one after another need not contend for the lease.
+        ahead = self._policy.ahead * random.uniform(0.9, 1)  # noqa: S311
+        self._margin = max(SDK_MARGIN, ahead)
 
     def _forked(self) -> None:
         """Start anew in a forked child, whose threads have no leases."""
         self._start()
-        self._stats = RefreshStats()
 
     @property
     def stats(self) -> RefreshStats:
@@ -150,13 +180,9 @@ class RefreshCoordinator:
         return self._stats
 
     def settle(
-        self,
-        found: TokenRecord | None,
-        asked: TokenRecord | None,
-        look: Callable[[], TokenRecord | None],
-        scope: Scope,
-    ) -> TokenRecord | None:
-        """What a caller gets that is about to use a token.
+        self, found: TokenRecord | None, asked: TokenRecord | None, look: Look, scope: Scope
+    ) -> Settled:
+        """Decide what a caller gets that is about to use a token, after a wait if need be.
 
         Args:
             found: The token as it was found, if it was.
@@ -165,7 +191,8 @@ class RefreshCoordinator:
             scope: What fences off a tenant.
 
         Returns:
-            The token as it is to be used: live; or expired, if the caller is to refresh it.
+            The token as it is to be used, live or not; and if the caller has the lease under which
+            to refresh it, what to call if that fails (`failed`).
 
         Raises:
             RefreshFailedError: The refreshes that the caller waited for have failed.
@@ -173,32 +200,17 @@ class RefreshCoordinator:
         """
         record = found or asked
         if record is None or not _ends_within(record, self._margin):
-            return found
+            return found, None
         key = _key(record, scope)
         if key is None:
-            return found
-        if _ends_within(record, SDK_MARGIN * 1000):
+            return found, None
+        if _ends_within(record, SDK_MARGIN):
             return self._refresh_or_wait(key, found, asked, look)
-        return self._refresh_ahead(key, found, look)
-
-    def take_handed_out(self) -> str | None:
-        """The key of the lease that the calling thread has just taken, once."""
-        key, self._caller.handed_out = self._caller.handed_out, None
-        return key
-
-    def failed(self, key: str) -> None:
-        """Give up a lease of the calling thread, whose refresh has failed."""
-        self._count(failed=1)
-        logger.info("A refresh has failed; its lease %.8s is released", key)
-        try:
-            self._release(key)
-        except ZohoOrmStoreError as error:
-            # Why the refresh failed is the news. The lease ends by itself.
-            logger.info("The lease %.8s could not be released: %s", key, error)
+        return self._refresh_ahead(key, record, look)
 
     def held_for(self, record: TokenRecord, scope: Scope) -> list[str]:
         """The leases of the calling thread that a save of a token ends."""
-        if not self._caller.leases:
+        if not self._caller.held:
             return []
         keys = (
             lease_key(field, value, user, scope)
@@ -207,7 +219,49 @@ class RefreshCoordinator:
             # The user may have become known only after the refresh.
             for user in {record.user_name, None}
         )
-        return [key for key in keys if key in self._caller.leases]
+        return [key for key in keys if key in self._caller.held]
+
+    def releasing(self, keys: Collection[str]) -> Callable[[Connection], bool]:
+        """What gives the calling thread's leases back, in the transaction that saves a token.
+
+        It returns whether the thread still had all of them.
+        """
+        name = self._caller.name
+
+        def release(connection: Connection) -> bool:
+            leases = self._leases(connection)
+            return {leases.release(key, name) for key in keys} == {True}
+
+        return release
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Know that the calling thread has leases no more."""
+        for key in keys:
+            self._caller.held.pop(key, None)
+
+    def failed(self, key: str) -> TokenRecord | None:
+        """Give up a lease of the calling thread, whose refresh has come to nothing.
+
+        Returns:
+            The token to go on with, where it was refreshed ahead of time.
+        """
+        name, held = self._caller.name, self._caller.held.pop(key, None)
+        if held is None:
+            return None
+        self._count(failed=1)
+        logger.info("A refresh has failed (%.8s)", key)
+        try:
+            self._binding.write(
+                lambda connection: self._leases(connection).fail(key, name, held.failures + 1)
+            )
+        except ZohoOrmStoreError as error:
+            # Why the refresh failed is the news. The lease ends by itself.
+            logger.info("The lease %.8s could not be given back: %s", key, error)
+        if held.live is None or _ends_within(held.live, SDK_MARGIN):
+            return None
+        # The SDK will save the token once more. It must not undo what others do meanwhile.
+        self._caller.held[key] = held
+        return held.live
 
     def check(self) -> None:
         """See that the table is there, before it is needed.
@@ -229,111 +283,92 @@ class RefreshCoordinator:
             f"{failure.reported}"
         )
 
-    def releasing(self, keys: Collection[str]) -> Callable[[Connection], bool]:
-        """What gives the calling thread's leases back, in the transaction that saves a token.
-
-        It returns whether the thread still had all of them.
-        """
-        name = self._caller.name
-
-        def release(connection: Connection) -> bool:
-            leases = self._leases(connection)
-            return {leases.release(key, name) for key in keys} == {True}
-
-        return release
-
-    def forget(self, keys: Collection[str]) -> None:
-        """Know that the calling thread has leases no more."""
-        for key in keys:
-            self._caller.leases.pop(key, None)
-
     def _refresh_or_wait(
-        self,
-        key: str,
-        found: TokenRecord | None,
-        asked: TokenRecord | None,
-        look: Callable[[], TokenRecord | None],
-    ) -> TokenRecord | None:
-        started, pause = monotonic(), _FIRST_PAUSE
-        waited_for, failures = "", 0
+        self, key: str, found: TokenRecord | None, asked: TokenRecord | None, look: Look
+    ) -> Settled:
+        started, pause, waited = monotonic(), _FIRST_PAUSE, 0.0
         while True:
-            holder = self._take(key)
-            if holder.owner == self._caller.name:
-                return self._settled_now(key, asked, look)
-            if waited_for not in ("", holder.owner):
-                failures += 1
-            waited_for = holder.owner
-            waited = monotonic() - started
-            if failures >= _MOST_FAILURES:
-                raise self._spared(key, waited, failures)
+            holder = self._holder(key)
+            if waited and holder is not None and holder.failures >= _MOST_FAILURES:
+                raise self._spared(key, waited, holder.failures)
+            if self._may_take(holder) and self._take(key, holder):
+                return self._settled_with_lease(key, asked, look)
             if waited >= self._policy.wait:
                 return self._given_up(key, waited, found)
             sleep(min(random.uniform(pause / 2, pause), self._policy.wait - waited))  # noqa: S311
             pause = min(pause * 1.5, _LONGEST_PAUSE)
+            waited = monotonic() - started
             found = look()
             record = found or asked
-            if record is None or not _ends_within(record, SDK_MARGIN * 1000):
-                waited = monotonic() - started
+            if record is None or not _ends_within(record, SDK_MARGIN):
                 self._count(waited=1, seconds_waited=waited)
                 logger.info("Waited %.3f s for another caller's refresh (%.8s)", waited, key)
-                return found
+                return found, None
 
-    def _settled_now(
-        self,
-        key: str,
-        asked: TokenRecord | None,
-        look: Callable[[], TokenRecord | None],
-    ) -> TokenRecord | None:
+    def _settled_with_lease(self, key: str, asked: TokenRecord | None, look: Look) -> Settled:
         """Look once more with the lease in hand: its last owner may have saved a live token."""
         found = look()
         record = found or asked
-        if record is None or not _ends_within(record, SDK_MARGIN * 1000):
+        if record is None or not _ends_within(record, SDK_MARGIN):
             self._release(key)
-        else:
-            self._caller.handed_out = key
-        return found
+            return found, None
+        return found, partial(self.failed, key)
 
-    def _refresh_ahead(
-        self, key: str, found: TokenRecord | None, look: Callable[[], TokenRecord | None]
-    ) -> TokenRecord | None:
+    def _refresh_ahead(self, key: str, live: TokenRecord, look: Look) -> Settled:
         """Hand the live token to everyone, but to one caller as if it had expired."""
-        now = monotonic()
-        if max(self._caller.leases.get(key, 0), self._others_until.get(key, 0)) > now:
-            return found
-        holder = self._take(key)
-        if holder.owner != self._caller.name:
-            self._others_until = _not_ended(self._others_until, now) | {key: now + holder.left}
-            return found
+        if not self._is_first_to_try(key, live):
+            return live, None
+        holder = self._holder(key)
+        just_failed = holder is not None and holder.failures and -holder.left < self._policy.lease
+        if just_failed or not self._may_take(holder) or not self._take(key, holder):
+            return live, None
         found = look()
         if found is None or not _ends_within(found, self._margin):
             self._release(key)
-            return found
+            return found, None
         self._count(ahead=1)
-        self._caller.handed_out = key
-        return replace(found, expiry_time=int(time() * 1000))
+        self._caller.held[key] = self._caller.held[key]._replace(live=found)
+        return replace(found, expiry_time=int(time() * 1000)), partial(self.failed, key)
+
+    def _is_first_to_try(self, key: str, live: TokenRecord) -> bool:
+        """Whether no thread of this process has tried to refresh a token ahead just now."""
+        now = monotonic()
+        with self._lock:
+            expiry_time, until = self._left_alone.get(key, (None, 0.0))
+            if expiry_time == live.expiry_time and now < until:
+                return False
+            current = {k: entry for k, entry in self._left_alone.items() if entry[1] > now}
+            self._left_alone = current | {key: (live.expiry_time, now + self._policy.lease)}
+            return True
+
+    def _may_take(self, holder: Holder | None) -> bool:
+        return holder is None or holder.is_over or holder.owner == self._caller.name
 
     def _holder(self, key: str) -> Holder | None:
         return self._binding.read(lambda connection: self._leases(connection).holder(key))
 
-    def _take(self, key: str) -> Holder:
-        """Who has a lease, the calling thread if it was free."""
-        before = self._holder(key)
-        caller, seconds = self._caller, self._policy.lease
-        if before is not None and before.owner != caller.name and before.left > 0:
-            return before
-        taken = None
-        while taken is None:
-            taken = self._binding.write(
-                lambda connection: self._leases(connection).take(key, caller.name, seconds)
-            )
-        if taken.owner == caller.name:
-            is_taken_over = before is not None and before.owner != caller.name
-            self._count(acquired=1, taken_over=int(is_taken_over))
-            logger.debug("The lease %.8s is %s", key, "taken over" if is_taken_over else "acquired")
-            kept = _not_ended(caller.leases, monotonic() - _REMEMBERED_FOR)
-            caller.leases = kept | {key: monotonic() + seconds}
-            self._sweep()
-        return taken
+    def _take(self, key: str, before: Holder | None) -> bool:
+        """Take a lease, unless another caller was faster."""
+        # Read here: with an async driver the work runs on another thread, with another name.
+        name, seconds = self._caller.name, self._policy.lease
+        holder = self._binding.write(
+            lambda connection: self._leases(connection).take(key, name, seconds)
+        )
+        if holder is None or holder.owner != name:
+            return False
+        is_taken_over = before is not None and before.owner not in (None, name)
+        self._count(acquired=1, taken_over=int(is_taken_over))
+        logger.log(
+            logging.INFO if is_taken_over else logging.DEBUG,
+            "The lease %.8s is %s",
+            key,
+            "taken over" if is_taken_over else "acquired",
+        )
+        failures = 0 if before is None else before.failures
+        held = Held(failures, monotonic() + seconds)
+        self._caller.held = _current(self._caller.held) | {key: held}
+        self._sweep()
+        return True
 
     def _release(self, key: str) -> None:
         name = self._caller.name
@@ -355,32 +390,32 @@ class RefreshCoordinator:
     def _leases(self, connection: Connection) -> Leases:
         return Leases(connection, self._table)
 
-    def _given_up(self, key: str, waited: float, found: TokenRecord | None) -> TokenRecord | None:
+    def _given_up(self, key: str, waited: float, found: TokenRecord | None) -> Settled:
         self._count(gave_up=1, seconds_waited=waited)
         logger.info("Gave up after %.3f s to wait for another caller's refresh (%.8s)", waited, key)
-        return found
+        return found, None
 
     def _spared(self, key: str, waited: float, failures: int) -> RefreshFailedError:
         self._count(spared=1, seconds_waited=waited)
         logger.info("Gave up after %.3f s and %d failed refreshes (%.8s)", waited, failures, key)
         return RefreshFailedError(
-            f"{failures} refreshes of this token by other callers have failed in "
-            f"{waited:.1f} seconds, so this caller did not try as well. What they raised says why: "
-            "Zoho cannot be reached, has revoked the token, or has made 10 access tokens of it in "
-            "10 minutes. Try again later, or log in again."
+            f"The last {failures} refreshes of this token, all by other callers, have failed, so "
+            "this caller did not try as well. What they raised says why: Zoho cannot be reached, "
+            "has revoked the token, or has made 10 access tokens of it in 10 minutes. "
+            "Try again later, or log in again."
         )
 
     def _count(self, **by: float) -> None:
-        with self._stats_lock:
+        with self._lock:
             counted = {name: getattr(self._stats, name) + number for name, number in by.items()}
             self._stats = self._stats._replace(**counted)
 
 
-def _ends_within(record: TokenRecord, milliseconds: float) -> bool:
+def _ends_within(record: TokenRecord, seconds: float) -> bool:
     """Whether a token's access token is missing, or ends within a time."""
     if record.access_token is None:
         return True
-    return record.expiry_time is not None and record.expiry_time - time() * 1000 < milliseconds
+    return record.expiry_time is not None and record.expiry_time - time() * 1000 < seconds * 1000
 
 
 def _key(record: TokenRecord, scope: Scope) -> str | None:
@@ -392,5 +427,7 @@ def _key(record: TokenRecord, scope: Scope) -> str | None:
     return None
 
 
-def _not_ended(ends: dict[str, float], now: float) -> dict[str, float]:
-    return {key: end for key, end in ends.items() if end > now}
+def _current(held: dict[str, Held]) -> dict[str, Held]:
+    """Those leases whose owner may still come and save."""
+    since = monotonic() - _REMEMBERED_FOR
+    return {key: each for key, each in held.items() if each.until > since}

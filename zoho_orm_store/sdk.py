@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zoho_orm_store.errors import ZohoOrmStoreError
+    from zoho_orm_store.refresh import OnFailure
 
 __all__ = [
     "OAuthToken",
@@ -36,8 +37,8 @@ __all__ = [
     "missing_id",
     "record_of",
     "store_exception",
-    "tell_of_failure",
     "token_of",
+    "watch_request",
 ]
 
 _TOKEN_REQUESTS = ("refresh_access_token", "generate_access_token")
@@ -118,14 +119,15 @@ def fill(token: OAuthToken, asked: TokenRecord, found: TokenRecord) -> None:
             set_value(value)
 
 
-def tell_of_failure(token: OAuthToken, failed: Callable[[], object]) -> None:
+def watch_request(token: OAuthToken, on_failure: OnFailure) -> None:
     """Call something if the SDK's next refresh or exchange of a token fails.
 
-    The SDK tells a store of a refresh only by saving the token afterwards.
+    The SDK tells a store of a success, by saving the token, and of nothing else.
 
     Args:
         token: The token that the SDK is about to refresh.
-        failed: Called before the error goes on to the SDK's caller.
+        on_failure: Called with the failure at hand. What it returns puts the token's access token
+            and expiry back, and the SDK goes on; ``None`` lets the failure through.
     """
 
     def watched(request: Callable[..., object]) -> Callable[..., object]:
@@ -134,9 +136,13 @@ def tell_of_failure(token: OAuthToken, failed: Callable[[], object]) -> None:
                 vars(token).pop(name, None)
             try:
                 return request(token, *args)
-            except BaseException:
-                failed()
-                raise
+            except BaseException as error:
+                live = on_failure()
+                if live is None or not isinstance(error, Exception):
+                    raise
+            token.set_access_token(live.access_token)
+            token.set_expires_in(str(live.expiry_time))
+            return token
 
         return watched_request
 

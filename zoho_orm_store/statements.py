@@ -477,13 +477,13 @@ class LeaseStatements:
         if self.dialect in _MYSQL_FAMILY:
             taking = mysql.insert(self.table).values(values)
             new = taking.inserted
-            is_mine = columns.owner == new.owner
-            may_take = or_(is_mine, columns.expires_at <= self._now)
-            # Assigned in this order: the second sees what the first has made of the owner.
+            # The second assignment sees the new owner, or under MariaDB's SIMULTANEOUS_ASSIGNMENT
+            # the old one. It comes to the same.
+            may_take = or_(columns.owner == new.owner, columns.expires_at <= self._now)
             return taking.on_duplicate_key_update(
                 [
-                    ("owner", func.if_(may_take, new.owner, columns.owner)),
-                    ("expires_at", func.if_(is_mine, new.expires_at, columns.expires_at)),
+                    (name, func.if_(may_take, new[name], columns[name]))
+                    for name in ("owner", "expires_at")
                 ]
             )
         if self.take_may_raise:
@@ -520,6 +520,14 @@ class LeaseStatements:
         return delete(self.table).where(
             columns.key == bindparam("key"), columns.owner == bindparam("owner")
         )
+
+    @property
+    @cache
+    def fail(self) -> Update:
+        """End the lease ``key``, if ``owner`` has it, and put ``mark`` in the owner's place."""
+        columns = self.table.c
+        held = and_(columns.key == bindparam("key"), columns.owner == bindparam("owner"))
+        return update(self.table).where(held).values(owner=bindparam("mark"), expires_at=self._now)
 
     @property
     @cache

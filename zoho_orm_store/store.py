@@ -11,13 +11,18 @@ from sqlalchemy import URL
 from zoho_orm_store.adapter import TokenStoreAdapter
 from zoho_orm_store.binding import bind_to
 from zoho_orm_store.dialects import shown
-from zoho_orm_store.errors import ConfigurationError, SchemaError, without_frames
+from zoho_orm_store.errors import (
+    ConfigurationError,
+    DatabaseError,
+    SchemaError,
+    ZohoOrmStoreError,
+    without_frames,
+)
 from zoho_orm_store.forks import tell_forked_children
 from zoho_orm_store.models import RefreshLease, StoredToken, lease_table, token_table
 from zoho_orm_store.refresh import RefreshCoordinator, RefreshPolicy, RefreshStats
 from zoho_orm_store.repository import SyncTokenRepository
 from zoho_orm_store.scopes import scope_of
-from zoho_orm_store.sdk import tell_of_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +35,8 @@ if TYPE_CHECKING:
     from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import RefreshLeaseMixin, StoredTokenMixin
     from zoho_orm_store.record import TokenRecord
-    from zoho_orm_store.sdk import OAuthToken
+    from zoho_orm_store.refresh import Settled
+    from zoho_orm_store.scopes import Scope
 
 __all__ = ["SQLAlchemyTokenStore"]
 
@@ -90,8 +96,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
         self._model = model
         leases = lease_table(lease_model)
-        self._scope = _checked(model, scope)
-        self._fence = scope_of(token_table(model, scope or ()), scope)
+        self._scope = _scope_in(model, scope)
         self._cipher = cipher
         self._binding = bind_to(bind, timeout=timeout)
         self._coordinator = (
@@ -122,8 +127,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         """
         sibling = type(self).__new__(type(self))
         sibling.__dict__.update(self.__dict__)
-        sibling._scope = _checked(self._model, scope)
-        sibling._fence = scope_of(token_table(self._model, scope), scope)
+        sibling._scope = _scope_in(self._model, scope)
         sibling._owns_binding = False
         tell_forked_children(sibling)
         return sibling
@@ -146,26 +150,22 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         """What callers have done about expired tokens, in this process, for a monitor to read."""
         return RefreshStats() if self._coordinator is None else self._coordinator.stats
 
-    def _find(self, asked: TokenRecord) -> TokenRecord | None:
-        found = super()._find(asked)
+    def _find_to_use(self, asked: TokenRecord) -> Settled:
+        found = self._find(asked)
         # The SDK never refreshes what it has asked for with an id here: that is its revoke.
         if self._coordinator is None or asked.id:
-            return found
-        return self._coordinator.settle(found, asked, partial(super()._find, asked), self._fence)
+            return found, None
+        return self._coordinator.settle(found, asked, partial(self._find, asked), self._scope)
 
-    def _get(self, id_: str) -> TokenRecord | None:
-        found = super()._get(id_)
+    def _get_to_use(self, id_: str) -> Settled:
+        found = self._get(id_)
         if self._coordinator is None or found is None:
-            return found
-        return self._coordinator.settle(found, None, partial(super()._get, id_), self._fence)
-
-    def _hand_out(self, token: OAuthToken) -> None:
-        if self._coordinator is not None and (key := self._coordinator.take_handed_out()):
-            tell_of_failure(token, partial(self._coordinator.failed, key))
+            return found, None
+        return self._coordinator.settle(found, None, partial(self._get, id_), self._scope)
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
         coordinator = self._coordinator
-        held = coordinator.held_for(asked, self._fence) if coordinator is not None else []
+        held = coordinator.held_for(asked, self._scope) if coordinator is not None else []
         if coordinator is None or not held:
             return super()._save(asked)
         release = coordinator.releasing(held)
@@ -175,7 +175,13 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             has_lost_it = not release(connection)
             return self._tokens(connection).save(asked, keep_later=has_lost_it)
 
-        saved = self._run(self._binding.write, save)
+        try:
+            saved = self._run(self._binding.write, save)
+        except ZohoOrmStoreError as error:
+            if not isinstance(error, DatabaseError):
+                for key in held:
+                    coordinator.failed(key)
+            raise
         coordinator.forget(held)
         return saved
 
@@ -201,9 +207,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         raise self._explained(failure)
 
     def _tokens(self, connection: Connection) -> SyncTokenRepository:
-        return SyncTokenRepository(
-            connection, model=self._model, scope=self._scope, cipher=self._cipher
-        )
+        scope = dict(self._scope.values) or None
+        return SyncTokenRepository(connection, model=self._model, scope=scope, cipher=self._cipher)
 
     def _resolve(self, create_schema: bool | None, bind: Bind) -> bool:
         own_model = self._model is not StoredToken
@@ -243,9 +248,6 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return SchemaError(f"{self._binding.read(provision.describe)} {error.reported}".rstrip())
 
 
-def _checked(
-    model: type[StoredTokenMixin], scope: Mapping[str, object] | None
-) -> Mapping[str, object] | None:
-    """A copy of a scope, once it is known to fit the model."""
-    scope_of(token_table(model, scope or ()), scope)
-    return None if scope is None else dict(scope)
+def _scope_in(model: type[StoredTokenMixin], scope: Mapping[str, object] | None) -> Scope:
+    """A scope, once it is known to fit the model."""
+    return scope_of(token_table(model, scope or ()), scope)
