@@ -116,7 +116,7 @@ class Leases:
             owner: Who has it; nothing happens, if that is another one by now.
             failures: How many refreshes in a row have failed with this one.
         """
-        mark = {"key": key, "owner": owner, "mark": f"{_FAILED}{failures}"}
+        mark = {"lease_key": key, "failed_owner": owner, "mark": f"{_FAILED}{failures}"}
         self._connection.execute(self._statements.fail, self._clock() | mark)
 
     def sweep(self) -> int:

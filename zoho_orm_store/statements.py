@@ -524,9 +524,11 @@ class LeaseStatements:
     @property
     @cache
     def fail(self) -> Update:
-        """End the lease ``key``, if ``owner`` has it, and put ``mark`` in the owner's place."""
+        """End the lease ``lease_key``, if ``failed_owner`` has it, and put ``mark`` in its place."""
         columns = self.table.c
-        held = and_(columns.key == bindparam("key"), columns.owner == bindparam("owner"))
+        held = and_(
+            columns.key == bindparam("lease_key"), columns.owner == bindparam("failed_owner")
+        )
         return update(self.table).where(held).values(owner=bindparam("mark"), expires_at=self._now)
 
     @property
