@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -22,7 +23,13 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool
 
-from zoho_orm_store import FernetCipher, MemoryTokenStore, SQLAlchemyTokenStore, provision
+from zoho_orm_store import (
+    FernetCipher,
+    MemoryTokenStore,
+    SQLAlchemyTokenStore,
+    metadata,
+    provision,
+)
 from zoho_orm_store.cipher import generate_key
 from zoho_orm_store.sdk import OAuthToken, UserSignature, record_of
 
@@ -166,7 +173,8 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[U
 
 def empty(url: URL) -> None:
     with _engine_behind_the_back(url).begin() as connection:
-        connection.execute(text("DELETE FROM oauthtoken"))
+        for table in metadata.tables.values():
+            connection.execute(table.delete())
 
 
 @cache
@@ -275,6 +283,25 @@ def store(route: Route, route_url: URL | None) -> Iterator[object]:
     """An empty store, on every route in turn."""
     with open_store(route, route_url) as store:
         yield store
+
+
+@pytest.fixture
+def in_child():
+    """Run a function in a forked child, and wait for it at most ten seconds."""
+
+    def run(work):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.alarm(10)
+                work()
+                os._exit(0)
+            except BaseException as error:  # noqa: BLE001
+                os.write(2, repr(error).encode())
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    return run
 
 
 FIELDS = {

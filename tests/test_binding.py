@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -104,24 +102,6 @@ class TestThreads:
 
 
 class TestForks:
-    @pytest.fixture
-    def in_child(self):
-        """Run a function in a forked child, and wait for it at most ten seconds."""
-
-        def run(work):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    signal.alarm(10)
-                    work()
-                    os._exit(0)
-                except BaseException as error:  # noqa: BLE001
-                    os.write(2, repr(error).encode())
-                    os._exit(1)
-            assert os.waitpid(pid, 0)[1] == 0
-
-        return run
-
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
     def test_a_child_uses_a_store_that_was_used_H1(self, route, store, in_child):
         saved = save(store, **FULL)

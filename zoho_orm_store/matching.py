@@ -37,6 +37,7 @@ __all__ = [
     "rungs_to_save",
     "update_of",
     "without_earlier_pair",
+    "without_overtaken_pair",
 ]
 
 CREDENTIALS = ("access_token", "refresh_token", "grant_token")
@@ -218,6 +219,25 @@ def merged(stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
 def without_earlier_pair(asked: TokenRecord, stored: TokenRecord) -> TokenRecord:
     """The asked token without its access token and expiry, if the stored one's ends later."""
     if (stored.expiry_time or 0) > (asked.expiry_time or 0):
+        return replace(asked, access_token=None, expiry_time=None)
+    return asked
+
+
+def without_overtaken_pair(
+    asked: TokenRecord, stored: TokenRecord, seen: TokenRecord, now: int
+) -> TokenRecord:
+    """The asked token without its access token and expiry, if another caller was faster.
+
+    Their own expiries do not tell: a process that was suspended has counted from when it woke up.
+
+    Args:
+        asked: What a caller saves that has refreshed a token.
+        stored: The token as it is.
+        seen: The token as it was when the caller began.
+        now: The time in epoch milliseconds.
+    """
+    is_live = stored.expiry_time is None or stored.expiry_time > now
+    if is_live and stored.access_token not in (None, seen.access_token):
         return replace(asked, access_token=None, expiry_time=None)
     return asked
 

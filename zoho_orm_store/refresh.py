@@ -23,15 +23,16 @@ from zoho_orm_store.errors import (
     ZohoOrmStoreError,
 )
 from zoho_orm_store.forks import tell_forked_children
-from zoho_orm_store.lease import Holder, Leases, lease_key
+from zoho_orm_store.lease import Leases, lease_key
+from zoho_orm_store.record import TokenRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from sqlalchemy import Connection, Table
 
     from zoho_orm_store.binding import Binding
-    from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store.lease import Holder
     from zoho_orm_store.scopes import Scope
 
 __all__ = ["RefreshCoordinator", "RefreshPolicy", "RefreshStats"]
@@ -102,7 +103,7 @@ class RefreshStats(NamedTuple):
     """What a store's callers have done about expired tokens, in this process.
 
     Attributes:
-        acquired: Leases taken: refreshes that this process began.
+        acquired: Leases acquired: refreshes that this process began.
         taken_over: Those among them whose former owner had not released it in time.
         ahead: Those among them of tokens that had not expired yet.
         failed: Refreshes that came to nothing: Zoho refused, or the token could not be saved.
@@ -128,12 +129,12 @@ class Held(NamedTuple):
     Attributes:
         failures: How many refreshes in a row had failed before.
         until: When it ends, by the monotonic clock.
-        live: The token that is refreshed ahead, and still live.
+        seen: The token that is to be refreshed.
     """
 
     failures: int
     until: float
-    live: TokenRecord | None = None
+    seen: TokenRecord = TokenRecord()
 
 
 @dataclass
@@ -206,12 +207,13 @@ class RefreshCoordinator:
             return found, None
         if _ends_within(record, SDK_MARGIN):
             return self._refresh_or_wait(key, found, asked, look)
-        return self._refresh_ahead(key, record, look)
+        return (None, None) if found is None else self._refresh_ahead(key, found, look)
 
-    def held_for(self, record: TokenRecord, scope: Scope) -> list[str]:
-        """The leases of the calling thread that a save of a token ends."""
-        if not self._caller.held:
-            return []
+    def held_for(self, record: TokenRecord, scope: Scope) -> str | None:
+        """The lease of the calling thread that a save of a token ends."""
+        held = self._caller.held
+        if not held:
+            return None
         keys = (
             lease_key(field, value, user, scope)
             for field in ("refresh_token", "grant_token")
@@ -219,25 +221,25 @@ class RefreshCoordinator:
             # The user may have become known only after the refresh.
             for user in {record.user_name, None}
         )
-        return [key for key in keys if key in self._caller.held]
+        mine = [key for key in keys if key in held]
+        return max(mine, key=lambda key: held[key].until, default=None)
 
-    def releasing(self, keys: Collection[str]) -> Callable[[Connection], bool]:
-        """What gives the calling thread's leases back, in the transaction that saves a token.
+    def releasing(self, key: str) -> Callable[[Connection], TokenRecord | None]:
+        """What gives the calling thread's lease back, in the transaction that saves a token.
 
-        It returns whether the thread still had all of them.
+        Where the thread has lost it, it returns the token as it was when the refresh began:
+        another caller may have refreshed it since.
         """
-        name = self._caller.name
+        name, held = self._caller.name, self._caller.held[key]
 
-        def release(connection: Connection) -> bool:
-            leases = self._leases(connection)
-            return {leases.release(key, name) for key in keys} == {True}
+        def release(connection: Connection) -> TokenRecord | None:
+            return None if self._leases(connection).release(key, name) else held.seen
 
         return release
 
-    def forget(self, keys: Collection[str]) -> None:
-        """Know that the calling thread has leases no more."""
-        for key in keys:
-            self._caller.held.pop(key, None)
+    def forget(self, key: str) -> None:
+        """Know that the calling thread has a lease no more."""
+        self._caller.held.pop(key, None)
 
     def failed(self, key: str) -> TokenRecord | None:
         """Give up a lease of the calling thread, whose refresh has come to nothing.
@@ -257,11 +259,11 @@ class RefreshCoordinator:
         except ZohoOrmStoreError as error:
             # Why the refresh failed is the news. The lease ends by itself.
             logger.info("The lease %.8s could not be given back: %s", key, error)
-        if held.live is None or _ends_within(held.live, SDK_MARGIN):
+        if _ends_within(held.seen, SDK_MARGIN):
             return None
         # The SDK will save the token once more. It must not undo what others do meanwhile.
         self._caller.held[key] = held
-        return held.live
+        return held.seen
 
     def check(self) -> None:
         """See that the table is there, before it is needed.
@@ -287,32 +289,29 @@ class RefreshCoordinator:
         self, key: str, found: TokenRecord | None, asked: TokenRecord | None, look: Look
     ) -> Settled:
         started, pause, waited = monotonic(), _FIRST_PAUSE, 0.0
+        holder = self._holder(key)
         while True:
-            holder = self._holder(key)
             if waited and holder is not None and holder.failures >= _MOST_FAILURES:
                 raise self._spared(key, waited, holder.failures)
             if self._may_take(holder) and self._take(key, holder):
-                return self._settled_with_lease(key, asked, look)
+                found = look()  # Another caller may have saved a live token before the lease.
+                record = found or asked
+                if record is not None and _ends_within(record, SDK_MARGIN):
+                    return found, self._begun(key, record, holder)
+                self._release(key)
+                return found, None
             if waited >= self._policy.wait:
                 return self._given_up(key, waited, found)
             sleep(min(random.uniform(pause / 2, pause), self._policy.wait - waited))  # noqa: S311
             pause = min(pause * 1.5, _LONGEST_PAUSE)
             waited = monotonic() - started
-            found = look()
+            # In this order: a lease is given back in the transaction that saves the token.
+            holder, found = self._holder(key), look()
             record = found or asked
             if record is None or not _ends_within(record, SDK_MARGIN):
                 self._count(waited=1, seconds_waited=waited)
                 logger.info("Waited %.3f s for another caller's refresh (%.8s)", waited, key)
                 return found, None
-
-    def _settled_with_lease(self, key: str, asked: TokenRecord | None, look: Look) -> Settled:
-        """Look once more with the lease in hand: its last owner may have saved a live token."""
-        found = look()
-        record = found or asked
-        if record is None or not _ends_within(record, SDK_MARGIN):
-            self._release(key)
-            return found, None
-        return found, partial(self.failed, key)
 
     def _refresh_ahead(self, key: str, live: TokenRecord, look: Look) -> Settled:
         """Hand the live token to everyone, but to one caller as if it had expired."""
@@ -327,8 +326,19 @@ class RefreshCoordinator:
             self._release(key)
             return found, None
         self._count(ahead=1)
-        self._caller.held[key] = self._caller.held[key]._replace(live=found)
-        return replace(found, expiry_time=int(time() * 1000)), partial(self.failed, key)
+        on_failure = self._begun(key, found, holder)
+        return replace(found, expiry_time=int(time() * 1000)), on_failure
+
+    def _begun(self, key: str, seen: TokenRecord, before: Holder | None) -> OnFailure:
+        """Remember what the caller is about to refresh, under a lease that it has."""
+        self._caller.held[key] = self._caller.held[key]._replace(seen=seen)
+        if before is not None and before.owner not in (None, self._caller.name):
+            self._count(acquired=1, taken_over=1)
+            logger.info("The lease %.8s is taken over; its last owner did not come back", key)
+        else:
+            self._count(acquired=1)
+            logger.debug("The lease %.8s is acquired", key)
+        return partial(self.failed, key)
 
     def _is_first_to_try(self, key: str, live: TokenRecord) -> bool:
         """Whether no thread of this process has tried to refresh a token ahead just now."""
@@ -356,14 +366,6 @@ class RefreshCoordinator:
         )
         if holder is None or holder.owner != name:
             return False
-        is_taken_over = before is not None and before.owner not in (None, name)
-        self._count(acquired=1, taken_over=int(is_taken_over))
-        logger.log(
-            logging.INFO if is_taken_over else logging.DEBUG,
-            "The lease %.8s is %s",
-            key,
-            "taken over" if is_taken_over else "acquired",
-        )
         failures = 0 if before is None else before.failures
         held = Held(failures, monotonic() + seconds)
         self._caller.held = _current(self._caller.held) | {key: held}
@@ -373,7 +375,7 @@ class RefreshCoordinator:
     def _release(self, key: str) -> None:
         name = self._caller.name
         self._binding.write(lambda connection: self._leases(connection).release(key, name))
-        self.forget([key])
+        self.forget(key)
 
     def _sweep(self) -> None:
         if monotonic() - self._swept_at < _SWEEP_EVERY:

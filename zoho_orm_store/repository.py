@@ -59,7 +59,7 @@ from zoho_orm_store.matching import (
     rungs_to_find,
     rungs_to_save,
     update_of,
-    without_earlier_pair,
+    without_overtaken_pair,
 )
 from zoho_orm_store.models import StoredToken, token_table
 from zoho_orm_store.record import TokenRecord, check_text, storable, utc_now
@@ -233,12 +233,13 @@ class SyncTokenRepository:
         return self._match(asked, rungs_to_find(asked))
 
     @_operation
-    def save(self, asked: TokenRecord, *, keep_later: bool = False) -> TokenRecord:
+    def save(self, asked: TokenRecord, *, seen: TokenRecord | None = None) -> TokenRecord:
         """Save a token: into the row it means, or into a new one (rules E1 to E7).
 
         Args:
             asked: What is known of the token; unknown values leave what is stored.
-            keep_later: Whether to keep a stored access token that ends later than the asked one.
+            seen: The token as it was before the caller refreshed it, without a lock or a lease.
+                If another one has saved a live access token since, that is kept.
 
         Returns:
             The row as it is now, with its id.
@@ -260,8 +261,8 @@ class SyncTokenRepository:
                 raise _changed_meanwhile()
             if stored.id == new.id:
                 return stored
-        if keep_later:
-            asked = without_earlier_pair(asked, stored)
+        if seen is not None:
+            asked = without_overtaken_pair(asked, stored, seen, int(time() * 1000))
         saved = self._update(stored, asked)
         self._expire_loaded()
         return saved
@@ -657,9 +658,9 @@ class TokenRepository:
         """Find the stored token that another token means. See `SyncTokenRepository.find`."""
         return await self._run(SyncTokenRepository.find, asked)
 
-    async def save(self, asked: TokenRecord, *, keep_later: bool = False) -> TokenRecord:
+    async def save(self, asked: TokenRecord, *, seen: TokenRecord | None = None) -> TokenRecord:
         """Save a token. See `SyncTokenRepository.save`."""
-        return await self._run(SyncTokenRepository.save, asked, keep_later=keep_later)
+        return await self._run(SyncTokenRepository.save, asked, seen=seen)
 
     async def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
         """Remove the row with an id. See `SyncTokenRepository.delete`."""

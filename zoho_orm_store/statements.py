@@ -524,7 +524,7 @@ class LeaseStatements:
     @property
     @cache
     def fail(self) -> Update:
-        """End the lease ``lease_key``, if ``failed_owner`` has it, and put ``mark`` in its place."""
+        """End the lease ``lease_key`` of ``failed_owner``, whose place ``mark`` takes."""
         columns = self.table.c
         held = and_(
             columns.key == bindparam("lease_key"), columns.owner == bindparam("failed_owner")

@@ -94,6 +94,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         super().__init__(missing_id)
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
+        if not isinstance(refresh, RefreshPolicy | None):
+            raise ConfigurationError(f"refresh must be a RefreshPolicy or None, not {refresh!r}.")
         self._model = model
         leases = lease_table(lease_model)
         self._scope = _scope_in(model, scope)
@@ -165,24 +167,20 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
         coordinator = self._coordinator
-        held = coordinator.held_for(asked, self._scope) if coordinator is not None else []
-        if coordinator is None or not held:
+        key = coordinator.held_for(asked, self._scope) if coordinator is not None else None
+        if coordinator is None or key is None:
             return super()._save(asked)
-        release = coordinator.releasing(held)
-
-        def save(connection: Connection) -> TokenRecord:
-            # Whoever has lost a lease may come too late: another one has refreshed since.
-            has_lost_it = not release(connection)
-            return self._tokens(connection).save(asked, keep_later=has_lost_it)
-
+        release = coordinator.releasing(key)
         try:
-            saved = self._run(self._binding.write, save)
+            saved = self._run(
+                self._binding.write,
+                lambda connection: self._tokens(connection).save(asked, seen=release(connection)),
+            )
         except ZohoOrmStoreError as error:
             if not isinstance(error, DatabaseError):
-                for key in held:
-                    coordinator.failed(key)
+                coordinator.failed(key)
             raise
-        coordinator.forget(held)
+        coordinator.forget(key)
         return saved
 
     def _read(self, operation: Callable[[StoredTokens], T]) -> T:
