@@ -56,6 +56,8 @@ class Worker:
         def find_and_time(id):
             started = time.perf_counter()
             token = find(id)
+            if token is None:
+                return None
             ended = int(token.get_expires_in()) <= time.time() * 1000
             # Who refreshes ahead is handed a pair that ends now, to refresh it. The rest waits not.
             if "refresh_access_token" not in vars(token):

@@ -70,8 +70,9 @@ def test_only_its_owner_releases_it(leases):
 def test_one_that_has_ended_is_taken_over_and_its_former_owner_cannot_release_it(leases):
     leases.take(KEY, "ada's", 0.05)
     time.sleep(0.1)
-    assert leases.holder(KEY).is_over
-    assert leases.take(KEY, "bob's", 10).owner == "bob's"
+    ended = leases.holder(KEY)
+    assert ended.is_over
+    assert leases.take(KEY, "bob's", 10, ended).owner == "bob's"
     assert leases.holder(KEY).left > 9
     assert not leases.release(KEY, "ada's")
     leases.fail(KEY, "ada's", 1)
@@ -82,11 +83,27 @@ def test_a_failed_refresh_leaves_a_mark_and_the_lease_is_free(leases):
     leases.take(KEY, "ada's", 10)
     leases.fail(KEY, "ada's", 1)
     marked = leases.holder(KEY)
-    assert (marked.owner, marked.failures, marked.is_over) == (None, 1, True)
-    taken = leases.take(KEY, "bob's", 10)
+    assert (marked.failures, marked.is_over) == (1, True)
+    taken = leases.take(KEY, "bob's", 10, marked)
     assert (taken.owner, taken.failures) == ("bob's", 0)
     leases.fail(KEY, "bob's", 2)
     assert leases.holder(KEY).failures == 2
+
+
+@pytest.mark.parametrize("dialect", ["its own", "another"])
+def test_who_has_seen_something_else_before_does_not_get_it(engine, dialect):
+    with engine.begin() as connection:
+        leases = Leases(connection, TABLE)
+        if dialect == "another":
+            leases._statements = LeaseStatements(TABLE, "another")
+        leases.take(KEY, "ada's", 10)
+        leases.fail(KEY, "ada's", 1)
+        seen = leases.holder(KEY)
+        leases.take(KEY, "bob's", 10, seen)
+        leases.fail(KEY, "bob's", 2)
+        assert leases.take(KEY, "eve's", 10, seen).failures == 2
+        assert leases.take(KEY, "eve's", 10).failures == 2
+        assert leases.take(KEY, "eve's", 10, leases.holder(KEY)).owner == "eve's"
 
 
 def test_of_many_at_once_one_gets_it(engine, leases):
@@ -127,8 +144,8 @@ def test_a_database_without_an_upsert_of_ours_keeps_one_owner(engine):
         assert leases.take(KEY, "bob's", 10).owner == "ada's"
         assert leases.take(KEY, "ada's", 30).left > 29
         assert leases.release(KEY, "ada's")
-        assert leases.take(KEY, "bob's", -1).owner == "bob's"
-        assert leases.take(KEY, "ada's", 10).owner == "ada's"
+        ended = leases.take(KEY, "bob's", -1)
+        assert leases.take(KEY, "ada's", 10, ended).owner == "ada's"
 
 
 def test_it_costs_one_round_trip_to_look_and_two_to_take(engine, leases):
@@ -147,8 +164,9 @@ def test_a_server_goes_by_its_own_clock(engine, leases, monkeypatch):
     hours_apart = time.time() + 7200
     monkeypatch.setattr("zoho_orm_store.lease.time", lambda: hours_apart)
     is_a_file = engine.dialect.name == "sqlite"
-    assert leases.holder(KEY).is_over == is_a_file
-    assert leases.take(KEY, "bob's", 10).owner == ("bob's" if is_a_file else "ada's")
+    seen = leases.holder(KEY)
+    assert seen.is_over == is_a_file
+    assert leases.take(KEY, "bob's", 10, seen).owner == ("bob's" if is_a_file else "ada's")
 
 
 def test_the_key_tells_tokens_users_and_tenants_apart():

@@ -33,19 +33,22 @@ class Holder(NamedTuple):
     """Who has a lease, or what became of it.
 
     Attributes:
-        owner: Whom it was given to last; ``None``, if the refresh has failed.
+        owner: Whom it was given to last, or the mark that it has left (`failures`).
         left: Seconds until it ends; negative, where it has ended.
-        failures: How many refreshes in a row have failed, if the last one has.
     """
 
-    owner: str | None
+    owner: str
     left: float
-    failures: int = 0
 
     @property
     def is_over(self) -> bool:
         """Whether anyone may take the lease."""
         return self.left <= 0
+
+    @property
+    def failures(self) -> int:
+        """How many refreshes in a row have failed; 0, if the last one did not."""
+        return int(self.owner[len(_FAILED) :]) if self.owner.startswith(_FAILED) else 0
 
 
 def lease_key(field: str, value: str, user_name: str | None, scope: Scope) -> str:
@@ -77,19 +80,24 @@ class Leases:
         row = self._connection.execute(
             self._statements.holder, self._clock() | {"key": key}
         ).first()
-        if row is None:
-            return None
-        if row.owner.startswith(_FAILED):
-            return Holder(None, row.left / 1000, int(row.owner.removeprefix(_FAILED)))
-        return Holder(row.owner, row.left / 1000)
+        return None if row is None else Holder(row.owner, row.left / 1000)
 
-    def take(self, key: str, owner: str, seconds: float) -> Holder | None:
-        """Take a lease, unless another owner has it; one's own begins anew.
+    def take(
+        self, key: str, owner: str, seconds: float, before: Holder | None = None
+    ) -> Holder | None:
+        """Take a lease that is over, or renew one's own.
+
+        Args:
+            key: The lease.
+            owner: Who wants it.
+            seconds: For how long.
+            before: What `holder` has returned. If somebody else was there since, it is not taken.
 
         Returns:
             Who has it now.
         """
         parameters = self._clock() | {"key": key, "owner": owner}
+        parameters |= {"before": "" if before is None else before.owner}
         taking = parameters | {"milliseconds": int(seconds * 1000)}
         if not self._statements.take_may_raise:
             self._connection.execute(self._statements.take, taking)

@@ -332,7 +332,7 @@ class RefreshCoordinator:
     def _begun(self, key: str, seen: TokenRecord, before: Holder | None) -> OnFailure:
         """Remember what the caller is about to refresh, under a lease that it has."""
         self._caller.held[key] = self._caller.held[key]._replace(seen=seen)
-        if before is not None and before.owner not in (None, self._caller.name):
+        if before is not None and not before.failures and before.owner != self._caller.name:
             self._count(acquired=1, taken_over=1)
             logger.info("The lease %.8s is taken over; its last owner did not come back", key)
         else:
@@ -362,7 +362,7 @@ class RefreshCoordinator:
         # Read here: with an async driver the work runs on another thread, with another name.
         name, seconds = self._caller.name, self._policy.lease
         holder = self._binding.write(
-            lambda connection: self._leases(connection).take(key, name, seconds)
+            lambda connection: self._leases(connection).take(key, name, seconds, before)
         )
         if holder is None or holder.owner != name:
             return False

@@ -463,10 +463,11 @@ class LeaseStatements:
     @property
     @cache
     def take(self) -> Insert:
-        """Give the lease ``key`` to ``owner`` for ``milliseconds``, unless another one has it.
+        """Give the lease ``key`` to ``owner`` for ``milliseconds``.
 
-        A dialect without such a statement takes one that has ended away first (`drop_ended`), and
-        raises an ``IntegrityError`` where there is another.
+        Unless there is one, but for ``owner``'s own and for that of ``before``, if it has ended. A
+        dialect without such a statement takes these away first (`drop_ended`), and raises an
+        ``IntegrityError`` where there is another.
         """
         columns = self.table.c
         values = {
@@ -479,7 +480,7 @@ class LeaseStatements:
             new = taking.inserted
             # The second assignment sees the new owner, or under MariaDB's SIMULTANEOUS_ASSIGNMENT
             # the old one. It comes to the same.
-            may_take = or_(columns.owner == new.owner, columns.expires_at <= self._now)
+            may_take = or_(columns.owner == new.owner, self._has_ended)
             return taking.on_duplicate_key_update(
                 [
                     (name, func.if_(may_take, new[name], columns[name]))
@@ -494,7 +495,7 @@ class LeaseStatements:
         return upsert.on_conflict_do_update(
             index_elements=[columns.key],
             set_={"owner": new.owner, "expires_at": new.expires_at},
-            where=or_(columns.owner == new.owner, columns.expires_at <= self._now),
+            where=or_(columns.owner == new.owner, self._has_ended),
         )
 
     @property
@@ -505,12 +506,17 @@ class LeaseStatements:
     @property
     @cache
     def drop_ended(self) -> Delete:
-        """Remove the lease ``key``, if it has ended or is of ``owner``."""
+        """Remove the lease ``key`` of ``owner``, or that of ``before``, if it has ended."""
         columns = self.table.c
         is_mine = columns.owner == bindparam("owner")
         return delete(self.table).where(
-            columns.key == bindparam("key"), or_(is_mine, columns.expires_at <= self._now)
+            columns.key == bindparam("key"), or_(is_mine, self._has_ended)
         )
+
+    @property
+    def _has_ended(self) -> ColumnElement[bool]:
+        columns = self.table.c
+        return and_(columns.owner == bindparam("before"), columns.expires_at <= self._now)
 
     @property
     @cache

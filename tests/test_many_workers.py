@@ -1,0 +1,279 @@
+"""One refresh for many workers: real processes, the real SDK, and a Zoho that keeps its limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import make_token
+
+from zoho_orm_store import SQLAlchemyTokenStore
+from zoho_orm_store.testing import ACCESS_DENIED, SERVER_ERROR, LoopbackZoho
+
+HERE = Path(__file__).parent
+ENVIRONMENT = os.environ | {
+    "NO_PROXY": "127.0.0.1",
+    "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+}
+
+
+class Process:
+    """A worker process; see `sdk_worker.Worker` for what it is given."""
+
+    def __init__(self, given):
+        self._popen = subprocess.Popen(
+            [sys.executable, str(HERE / "sdk_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        self.tell(json.dumps(given))
+
+    def tell(self, line):
+        self._popen.stdin.write(f"{line}\n")
+        self._popen.stdin.flush()
+
+    def wait_until_ready(self):
+        assert self._popen.stdout.readline() == "READY\n", self._popen.stderr.read()
+
+    def go(self):
+        self.tell("GO")
+
+    def signal(self, number):
+        self._popen.send_signal(number)
+
+    def result(self, timeout=60):
+        out, errors = self._popen.communicate(timeout=timeout)
+        assert self._popen.returncode == 0, errors
+        return json.loads(out)
+
+    def kill(self):
+        self._popen.kill()
+        self._popen.communicate()
+
+
+@pytest.fixture
+def zoho():
+    with LoopbackZoho(max_refreshes=10) as zoho:
+        zoho.delay = 0.15
+        yield zoho
+
+
+@pytest.fixture
+def processes(database, zoho, tmp_path):
+    """Makes worker processes, all of them ready to go."""
+
+    @contextmanager
+    def processes(number, token, **given):
+        given |= {
+            "url": database.render_as_string(hide_password=False),
+            "port": int(zoho.url.rpartition(":")[2]),
+            "folder": str(tmp_path),
+            "token": token,
+        }
+        made = [Process(given) for _ in range(number)]
+        try:
+            for each in made:
+                each.wait_until_ready()
+            yield made
+        finally:
+            for each in made:
+                each.kill()
+
+    return processes
+
+
+@pytest.fixture
+def client(zoho):
+    return {"client_id": zoho.client_id, "client_secret": zoho.client_secret}
+
+
+@pytest.fixture
+def expired(database, zoho, client):
+    """The id of a stored token that has expired."""
+    token = make_token(
+        user=zoho.user_name(),
+        refresh_token=zoho.issue_refresh_token(),
+        access_token="1000.expired",
+        expires_in="1",
+        **client,
+    )
+    with SQLAlchemyTokenStore(database, create_schema=False) as store:
+        store.save_token(token)
+    return token.get_id()
+
+
+@pytest.fixture
+def stored(database):
+    def stored():
+        with SQLAlchemyTokenStore(database, create_schema=False) as store:
+            return store.get_tokens()
+
+    return stored
+
+
+def run(processes, timeout=60):
+    for process in processes:
+        process.go()
+    results = [process.result(timeout) for process in processes]
+    return results, [failure for result in results for failure in result["failures"]]
+
+
+def calls_of(results):
+    return [call for result in results for call in result["calls"]]
+
+
+def total(results, name):
+    return sum(result["stats"][name] for result in results)
+
+
+class TestThirtyTwoCallers:
+    def assert_all_live(self, results, failures):
+        assert failures == []
+        calls = calls_of(results)
+        assert len(calls) == 32
+        assert len({id_ for _, id_ in calls}) == 1
+        assert max(seconds for seconds, _ in calls) < 5, "somebody has waited for a lease's end"
+
+    def test_an_expired_token_is_refreshed_once(self, processes, zoho, expired):
+        with processes(4, {"id": expired}, threads=8) as workers:
+            self.assert_all_live(*run(workers))
+        assert (zoho.counts.refreshes, zoho.counts.refused) == (1, 0)
+
+    def test_a_cold_start_with_a_refresh_token_is_one_request(
+        self, processes, zoho, client, stored
+    ):
+        token = client | {"refresh_token": zoho.issue_refresh_token()}
+        with processes(4, token, threads=8) as workers:
+            self.assert_all_live(*run(workers))
+        assert (zoho.counts.refreshes, zoho.counts.refused) == (1, 0)
+        assert len(stored()) == 1
+
+    def test_a_cold_start_with_one_grant_code_is_one_request(self, processes, zoho, client, stored):
+        token = client | {
+            "grant_token": zoho.issue_grant_token(),
+            "redirect_url": zoho.redirect_url,
+        }
+        with processes(4, token, threads=8) as workers:
+            self.assert_all_live(*run(workers))
+        assert (zoho.counts.exchanges, zoho.counts.refreshes, zoho.counts.refused) == (1, 0, 0)
+        assert len(stored()) == 1
+
+    def test_without_coordination_zoho_refuses_most_of_them(self, processes, zoho, expired):
+        """What the tests above would see if they could not fail."""
+        with processes(4, {"id": expired}, threads=8, policy=None) as workers:
+            _, failures = run(workers)
+        assert (zoho.counts.refreshes, zoho.counts.refused) == (10, len(failures))
+        assert len(failures) > 10
+
+
+class TestFailures:
+    @pytest.mark.parametrize("failure", ["revoked", "access denied", "server error"])
+    def test_a_refresh_that_fails_is_not_multiplied(
+        self, processes, zoho, expired, stored, failure
+    ):
+        if failure == "revoked":
+            zoho.revoke(stored()[0].get_refresh_token())
+        else:
+            zoho.fail(ACCESS_DENIED if failure == "access denied" else SERVER_ERROR, times=None)
+        with processes(4, {"id": expired}, threads=8) as workers:
+            started = time.monotonic()
+            _, failures = run(workers)
+            assert time.monotonic() - started < 8
+        assert len(failures) == 32
+        assert zoho.counts.refreshes == 0
+        # Whoever starts when the others have given up tries once more for itself.
+        assert 2 <= zoho.counts.refused <= 4
+
+    def test_a_killed_owner_is_replaced_by_one(self, processes, zoho, expired):
+        lease = 2.0
+        policy = {"lease": lease, "wait": 10}
+        zoho.delay = 30
+        with (
+            processes(1, {"id": expired}, threads=1, policy=policy) as (owner,),
+            processes(2, {"id": expired}, threads=8, policy=policy) as workers,
+        ):
+            owner.go()
+            time.sleep(0.5)
+            for worker in workers:
+                worker.go()
+            time.sleep(0.3)
+            owner.signal(signal.SIGKILL)
+            zoho.delay = 0.15
+            results = [worker.result() for worker in workers]
+        assert [failure for result in results for failure in result["failures"]] == []
+        assert zoho.counts.refreshes == 1
+        assert (total(results, "acquired"), total(results, "taken_over")) == (1, 1)
+        slowest = max(seconds for seconds, _ in calls_of(results))
+        assert slowest < lease + 1.5
+
+    def test_a_process_that_was_suspended_past_its_lease_does_not_undo_what_came_meanwhile(
+        self, processes, zoho, expired, stored
+    ):
+        policy = {"lease": 1.0, "wait": 10}
+        zoho.delay = 0.5
+        with (
+            processes(1, {"id": expired}, threads=1, policy=policy) as (suspended,),
+            processes(1, {"id": expired}, threads=1, policy=policy) as (worker,),
+        ):
+            suspended.go()
+            time.sleep(0.3)
+            suspended.signal(signal.SIGSTOP)
+            time.sleep(1)
+            worker.go()
+            assert worker.result()["failures"] == []
+            (newer,) = stored()
+            suspended.signal(signal.SIGCONT)
+            assert suspended.result()["failures"] == []
+        assert zoho.counts.refreshes == 2
+        assert [token.get_access_token() for token in stored()] == [newer.get_access_token()]
+
+
+LIFETIME = 8
+USABLE = LIFETIME - 5
+"""Seconds until the SDK takes a new token for expired."""
+
+
+def gaps_between_refreshes(zoho):
+    at = [request.at for request in zoho.requests if request.kind == "refresh"]
+    return [later - earlier for earlier, later in pairwise(at)]
+
+
+@pytest.mark.timeout(240)
+def test_64_callers_refresh_once_in_a_usable_life_for_a_minute(processes, zoho, expired):
+    zoho.max_refreshes = None
+    zoho.access_token_lifetime = LIFETIME
+    with processes(16, {"id": expired}, threads=4, seconds=60, pause=0.3) as workers:
+        results, failures = run(workers, 150)
+    assert failures == []
+    assert zoho.counts.refused == 0
+    gaps = gaps_between_refreshes(zoho)
+    assert len(gaps) > 60 / (USABLE + 2)
+    assert min(gaps) > USABLE - 0.2, "a token was refreshed twice in its life"
+    assert total(results, "acquired") == len(gaps) + 1
+    assert total(results, "gave_up") == total(results, "spared") == 0
+
+
+@pytest.mark.timeout(240)
+def test_with_ahead_nobody_ever_waits_or_sees_an_expired_token(processes, zoho, expired):
+    zoho.max_refreshes = None
+    zoho.access_token_lifetime = LIFETIME + 2
+    # From the fourth second of ten on, up to the sixth.
+    with processes(4, {"id": expired}, threads=2, seconds=25, pause=0.05, policy={"ahead": 7}) as w:
+        results, failures = run(w, 100)
+    assert failures == []
+    assert total(results, "ahead") >= 4
+    assert total(results, "ahead") >= total(results, "acquired") - 1
+    assert total(results, "waited") <= 8, "but for the first, expired one"
+    assert [ended for result in results for _, ended in result["lookups"] if ended] == []
+    assert min(gaps_between_refreshes(zoho)) > 2.5
