@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
+from threading import Timer
 
 import pytest
 from asyncpg import InternalClientError
-from conftest import FULL, known, make_token, open_store
+from conftest import FULL, empty, known, make_token, open_store
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
@@ -193,6 +195,28 @@ class TestRestarts:
         save(store, user="u", access_token="a")
         assert len(store.get_tokens()) == 2
 
+    @pytest.mark.parametrize(
+        ("name", "driver"),
+        [
+            ("postgresql", "postgresql+psycopg"),
+            ("postgresql", "postgresql+asyncpg"),
+            ("mariadb", "mysql+pymysql"),
+            ("mariadb", "mysql+asyncmy"),
+        ],
+    )
+    def test_a_server_without_a_free_connection_is_asked_again_H1(self, name, driver, provisioned):
+        url = provisioned(name)
+        empty(url)
+        with fewer_connections(url) as address:
+            engine = create_engine(address)
+            blocker = engine.connect()
+            Timer(0.5, blocker.invalidate).start()
+            started = time.monotonic()
+            with SQLAlchemyTokenStore(address.set(drivername=driver), create_schema=False) as store:
+                assert store.get_tokens() == []
+            assert time.monotonic() - started > 0.4
+            engine.dispose()
+
     @pytest.mark.parametrize("error", [InternalClientError("state 11"), ConnectionResetError()])
     def test_an_error_of_the_driver_that_sqlalchemy_lets_through_H1(self, tmp_path, error):
         engine = create_engine(f"sqlite:///{tmp_path / 'tokens.db'}")
@@ -209,6 +233,30 @@ class TestRestarts:
             due.append(error)
             assert known(store.find_token_by_id(saved.get_id())) == known(saved)
         engine.dispose()
+
+
+@contextmanager
+def fewer_connections(url):
+    """The URL of a user who may have one connection."""
+    administrator = create_engine(url, isolation_level="AUTOCOMMIT")
+    user = f"few_{url.database}"
+    with administrator.connect() as connection:
+        if url.get_backend_name() == "postgresql":
+            connection.execute(text(f"CREATE ROLE {user} LOGIN CONNECTION LIMIT 1"))
+            connection.execute(text(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {user}"))
+        else:
+            host = f"'{user}'@'127.0.0.1'"
+            connection.execute(text(f"CREATE USER {host} WITH MAX_USER_CONNECTIONS 1"))
+            connection.execute(text(f"GRANT ALL ON {url.database}.* TO {host}"))
+        try:
+            yield url.set(username=user, password=None)
+        finally:
+            if url.get_backend_name() == "postgresql":
+                connection.execute(text(f"DROP OWNED BY {user}"))
+                connection.execute(text(f"DROP ROLE {user}"))
+            else:
+                connection.execute(text(f"DROP USER {host}"))
+    administrator.dispose()
 
 
 class TestEnginesOfTheApplication:

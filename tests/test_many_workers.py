@@ -122,6 +122,20 @@ def stored(database):
     return stored
 
 
+@pytest.fixture
+def wait_for_lease(query):
+    """Wait until somebody has a lease, and has had the time to ask Zoho."""
+
+    def wait_for_lease():
+        until = time.monotonic() + 20
+        while not query("SELECT owner FROM oauthtoken_refresh_lease"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(0.2)
+
+    return wait_for_lease
+
+
 def run(processes, timeout=60):
     for process in processes:
         process.go()
@@ -195,7 +209,7 @@ class TestFailures:
         # Whoever starts when the others have given up tries once more for itself.
         assert 2 <= zoho.counts.refused <= 4
 
-    def test_a_killed_owner_is_replaced_by_one(self, processes, zoho, expired):
+    def test_a_killed_owner_is_replaced_by_one(self, processes, zoho, expired, wait_for_lease):
         lease = 2.0
         policy = {"lease": lease, "wait": 10}
         zoho.delay = 30
@@ -204,7 +218,7 @@ class TestFailures:
             processes(2, {"id": expired}, threads=8, policy=policy) as workers,
         ):
             owner.go()
-            time.sleep(0.5)
+            wait_for_lease()
             for worker in workers:
                 worker.go()
             time.sleep(0.3)
@@ -218,7 +232,7 @@ class TestFailures:
         assert slowest < lease + 1.5
 
     def test_a_process_that_was_suspended_past_its_lease_does_not_undo_what_came_meanwhile(
-        self, processes, zoho, expired, stored
+        self, processes, zoho, expired, stored, wait_for_lease
     ):
         policy = {"lease": 1.0, "wait": 10}
         zoho.delay = 0.5
@@ -227,7 +241,7 @@ class TestFailures:
             processes(1, {"id": expired}, threads=1, policy=policy) as (worker,),
         ):
             suspended.go()
-            time.sleep(0.3)
+            wait_for_lease()
             suspended.signal(signal.SIGSTOP)
             time.sleep(1)
             worker.go()
@@ -259,7 +273,7 @@ def test_64_callers_refresh_once_in_a_usable_life_for_a_minute(processes, zoho, 
     assert zoho.counts.refused == 0
     gaps = gaps_between_refreshes(zoho)
     assert len(gaps) > 60 / (USABLE + 2)
-    assert min(gaps) > USABLE - 0.2, "a token was refreshed twice in its life"
+    assert min(gaps) > USABLE - 0.5, "a token was refreshed twice in its life"
     assert total(results, "acquired") == len(gaps) + 1
     assert total(results, "gave_up") == total(results, "spared") == 0
 

@@ -77,6 +77,14 @@ _POSTGRESQL_TRANSIENT = frozenset(
         "23505",  # a row of the same identity was saved meanwhile
     }
 )
+_POSTGRESQL_NOT_NOW = (
+    "too many clients already",
+    "too many connections for",
+    "remaining connection slots are reserved",
+    "the database system is",  # starting up, or shutting down
+)
+"""What libpq, when it connects, tells by its text alone."""
+
 _MYSQL_TRANSIENT = frozenset(
     {
         1020,  # the row has changed since it was read
@@ -84,8 +92,10 @@ _MYSQL_TRANSIENT = frozenset(
         1047,  # a Galera node is not ready
         1053,  # the server shuts down
         1062,  # a row of the same identity was saved meanwhile
+        1203,  # too many connections of this user
         1205,  # lock wait timeout
         1213,  # deadlock, also a Galera write conflict
+        1226,  # too many connections of this user, by a limit of its own
         2006,  # the server has gone away
         2013,  # the connection was lost
     }
@@ -203,7 +213,9 @@ def connect_failure_of(error: Exception, url: URL) -> DatabaseError:
     code = _code_of(error) if isinstance(error, exc.DBAPIError) else None
     return DatabaseUnreachableError(
         f"Cannot connect to {shown(url)} ({reason}). {_how_to_connect(url)}",
-        retryable=code in _POSTGRESQL_TRANSIENT or code in _MYSQL_TRANSIENT,
+        retryable=code in _POSTGRESQL_TRANSIENT
+        or code in _MYSQL_TRANSIENT
+        or _says(str(cause), _POSTGRESQL_NOT_NOW),
     )
 
 

@@ -39,7 +39,11 @@ E = TypeVar("E", Engine, AsyncEngine)
 Bind: TypeAlias = "str | URL | Engine | AsyncEngine"
 
 _CONNECTIONS = 5
-"""The most that one of our engines opens, and keeps open."""
+"""The most that one of our engines opens."""
+
+_KEEP_ONE = {"pool_size": 1, "max_overflow": _CONNECTIONS - 1}
+"""Where reads have connections of their own: a token is written once an hour, and servers count
+the connections of many workers that lie idle."""
 
 _LONGEST_CONNECT = 10.0
 
@@ -131,11 +135,12 @@ def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[Asyn
         dialect = url.get_dialect()
         options = _options(url, dialect.driver, timeout)
         make: Any = create_async_engine if dialect.is_async else create_engine
-        writing = make(url, **options)
+        has_two = url.get_backend_name() in AUTOCOMMIT_READS
+        writing = make(url, **(options | _KEEP_ONE if has_two else options))
         if url.get_backend_name() == "sqlite":
             event.listen(_synchronous(writing), "do_connect", _make_private)
         reading = writing
-        if url.get_backend_name() in AUTOCOMMIT_READS:
+        if has_two:
             options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
             reading = make(url, **options)
         return Engines(reading, writing, owned=True)

@@ -40,6 +40,10 @@ __all__ = ["RefreshCoordinator", "RefreshPolicy", "RefreshStats"]
 SDK_MARGIN = 5.0
 """Seconds before its end in which the SDK takes an access token for expired."""
 
+_SLACK = 0.25
+"""Seconds that may pass between the store's look at the clock and the SDK's. A token that the store
+took for live, and the SDK does not, would be refreshed without a lease."""
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 0.2
 _MOST_FAILURES = 2
@@ -169,7 +173,7 @@ class RefreshCoordinator:
         self._left_alone: dict[str, tuple[int | None, float]] = {}
         # Processes that come to it one after another need not contend for the lease.
         ahead = self._policy.ahead * random.uniform(0.9, 1)  # noqa: S311
-        self._margin = max(SDK_MARGIN, ahead)
+        self._margin = max(SDK_MARGIN + _SLACK, ahead)
 
     def _forked(self) -> None:
         """Start anew in a forked child, whose threads have no leases."""
@@ -200,14 +204,14 @@ class RefreshCoordinator:
             DatabaseError: The database refused or lost an operation.
         """
         record = found or asked
-        if record is None or not _ends_within(record, self._margin):
+        if record is None or not _ends_within(record, self._margin if found else SDK_MARGIN):
             return found, None
         key = _key(record, scope)
         if key is None:
             return found, None
-        if _ends_within(record, SDK_MARGIN):
+        if found is None or not _is_usable(found, asked):
             return self._refresh_or_wait(key, found, asked, look)
-        return (None, None) if found is None else self._refresh_ahead(key, found, look)
+        return self._refresh_ahead(key, found, look)
 
     def held_for(self, record: TokenRecord, scope: Scope) -> str | None:
         """The lease of the calling thread that a save of a token ends."""
@@ -295,9 +299,8 @@ class RefreshCoordinator:
                 raise self._spared(key, waited, holder.failures)
             if self._may_take(holder) and self._take(key, holder):
                 found = look()  # Another caller may have saved a live token before the lease.
-                record = found or asked
-                if record is not None and _ends_within(record, SDK_MARGIN):
-                    return found, self._begun(key, record, holder)
+                if not _is_usable(found, asked):
+                    return self._begun(key, found, asked, holder)
                 self._release(key)
                 return found, None
             if waited >= self._policy.wait:
@@ -307,8 +310,7 @@ class RefreshCoordinator:
             waited = monotonic() - started
             # In this order: a lease is given back in the transaction that saves the token.
             holder, found = self._holder(key), look()
-            record = found or asked
-            if record is None or not _ends_within(record, SDK_MARGIN):
+            if _is_usable(found, asked):
                 self._count(waited=1, seconds_waited=waited)
                 logger.info("Waited %.3f s for another caller's refresh (%.8s)", waited, key)
                 return found, None
@@ -326,11 +328,13 @@ class RefreshCoordinator:
             self._release(key)
             return found, None
         self._count(ahead=1)
-        on_failure = self._begun(key, found, holder)
-        return replace(found, expiry_time=int(time() * 1000)), on_failure
+        return self._begun(key, found, None, holder)
 
-    def _begun(self, key: str, seen: TokenRecord, before: Holder | None) -> OnFailure:
-        """Remember what the caller is about to refresh, under a lease that it has."""
+    def _begun(
+        self, key: str, found: TokenRecord | None, asked: TokenRecord | None, before: Holder | None
+    ) -> Settled:
+        """Hand a token to the caller that is to refresh it, under a lease that it has."""
+        seen = found or asked or TokenRecord()
         self._caller.held[key] = self._caller.held[key]._replace(seen=seen)
         if before is not None and not before.failures and before.owner != self._caller.name:
             self._count(acquired=1, taken_over=1)
@@ -338,7 +342,7 @@ class RefreshCoordinator:
         else:
             self._count(acquired=1)
             logger.debug("The lease %.8s is acquired", key)
-        return partial(self.failed, key)
+        return found and _as_expired(found), partial(self.failed, key)
 
     def _is_first_to_try(self, key: str, live: TokenRecord) -> bool:
         """Whether no thread of this process has tried to refresh a token ahead just now."""
@@ -418,6 +422,20 @@ def _ends_within(record: TokenRecord, seconds: float) -> bool:
     if record.access_token is None:
         return True
     return record.expiry_time is not None and record.expiry_time - time() * 1000 < seconds * 1000
+
+
+def _is_usable(found: TokenRecord | None, asked: TokenRecord | None) -> bool:
+    """Whether the SDK will use what a caller gets as it is: what is stored, or its own token."""
+    if found is not None:
+        return not _ends_within(found, SDK_MARGIN + _SLACK)
+    return asked is None or not _ends_within(asked, SDK_MARGIN)
+
+
+def _as_expired(record: TokenRecord) -> TokenRecord:
+    """The token as the SDK has to see it to refresh it."""
+    if _ends_within(record, SDK_MARGIN):
+        return record
+    return replace(record, expiry_time=int(time() * 1000))
 
 
 def _key(record: TokenRecord, scope: Scope) -> str | None:
