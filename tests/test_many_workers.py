@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from conftest import make_token
+import sdk_processes
+from sdk_processes import calls_of, run, store_expired, total
 
 from zoho_orm_store import SQLAlchemyTokenStore
 from zoho_orm_store.testing import ACCESS_DENIED, SERVER_ERROR, LoopbackZoho
-
-HERE = Path(__file__).parent
-ENVIRONMENT = os.environ | {
-    "NO_PROXY": "127.0.0.1",
-    "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
-}
-
-
-class Process:
-    """A worker process; see `sdk_worker.Worker` for what it is given."""
-
-    def __init__(self, given):
-        self._popen = subprocess.Popen(
-            [sys.executable, str(HERE / "sdk_worker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        self.tell(json.dumps(given))
-
-    def tell(self, line):
-        self._popen.stdin.write(f"{line}\n")
-        self._popen.stdin.flush()
-
-    def wait_until_ready(self):
-        assert self._popen.stdout.readline() == "READY\n", self._popen.stderr.read()
-
-    def go(self):
-        self.tell("GO")
-
-    def signal(self, number):
-        self._popen.send_signal(number)
-
-    def result(self, timeout=60):
-        out, errors = self._popen.communicate(timeout=timeout)
-        assert self._popen.returncode == 0, errors
-        return json.loads(out)
-
-    def kill(self):
-        self._popen.kill()
-        self._popen.communicate()
 
 
 @pytest.fixture
@@ -72,25 +25,7 @@ def zoho():
 @pytest.fixture
 def processes(database, zoho, tmp_path):
     """Makes worker processes, all of them ready to go."""
-
-    @contextmanager
-    def processes(number, token, **given):
-        given |= {
-            "url": database.render_as_string(hide_password=False),
-            "port": int(zoho.url.rpartition(":")[2]),
-            "folder": str(tmp_path),
-            "token": token,
-        }
-        made = [Process(given) for _ in range(number)]
-        try:
-            for each in made:
-                each.wait_until_ready()
-            yield made
-        finally:
-            for each in made:
-                each.kill()
-
-    return processes
+    return partial(sdk_processes.processes, url=database, zoho=zoho, folder=tmp_path)
 
 
 @pytest.fixture
@@ -99,18 +34,9 @@ def client(zoho):
 
 
 @pytest.fixture
-def expired(database, zoho, client):
+def expired(database, zoho):
     """The id of a stored token that has expired."""
-    token = make_token(
-        user=zoho.user_name(),
-        refresh_token=zoho.issue_refresh_token(),
-        access_token="1000.expired",
-        expires_in="1",
-        **client,
-    )
-    with SQLAlchemyTokenStore(database, create_schema=False) as store:
-        store.save_token(token)
-    return token.get_id()
+    return store_expired(database, zoho)
 
 
 @pytest.fixture
@@ -136,21 +62,6 @@ def wait_for_lease(query):
     return wait_for_lease
 
 
-def run(processes, timeout=60):
-    for process in processes:
-        process.go()
-    results = [process.result(timeout) for process in processes]
-    return results, [failure for result in results for failure in result["failures"]]
-
-
-def calls_of(results):
-    return [call for result in results for call in result["calls"]]
-
-
-def total(results, name):
-    return sum(result["stats"][name] for result in results)
-
-
 class TestThirtyTwoCallers:
     def assert_all_live(self, results, failures):
         assert failures == []
@@ -160,7 +71,7 @@ class TestThirtyTwoCallers:
         assert max(seconds for seconds, _ in calls) < 5, "somebody has waited for a lease's end"
 
     def test_an_expired_token_is_refreshed_once(self, processes, zoho, expired):
-        with processes(4, {"id": expired}, threads=8) as workers:
+        with processes(4, token={"id": expired}, threads=8) as workers:
             self.assert_all_live(*run(workers))
         assert (zoho.counts.refreshes, zoho.counts.refused) == (1, 0)
 
@@ -168,7 +79,7 @@ class TestThirtyTwoCallers:
         self, processes, zoho, client, stored
     ):
         token = client | {"refresh_token": zoho.issue_refresh_token()}
-        with processes(4, token, threads=8) as workers:
+        with processes(4, token=token, threads=8) as workers:
             self.assert_all_live(*run(workers))
         assert (zoho.counts.refreshes, zoho.counts.refused) == (1, 0)
         assert len(stored()) == 1
@@ -178,14 +89,14 @@ class TestThirtyTwoCallers:
             "grant_token": zoho.issue_grant_token(),
             "redirect_url": zoho.redirect_url,
         }
-        with processes(4, token, threads=8) as workers:
+        with processes(4, token=token, threads=8) as workers:
             self.assert_all_live(*run(workers))
         assert (zoho.counts.exchanges, zoho.counts.refreshes, zoho.counts.refused) == (1, 0, 0)
         assert len(stored()) == 1
 
     def test_without_coordination_zoho_refuses_most_of_them(self, processes, zoho, expired):
         """What the tests above would see if they could not fail."""
-        with processes(4, {"id": expired}, threads=8, policy=None) as workers:
+        with processes(4, token={"id": expired}, threads=8, policy=None) as workers:
             _, failures = run(workers)
         assert (zoho.counts.refreshes, zoho.counts.refused) == (10, len(failures))
         assert len(failures) > 10
@@ -200,7 +111,7 @@ class TestFailures:
             zoho.revoke(stored()[0].get_refresh_token())
         else:
             zoho.fail(ACCESS_DENIED if failure == "access denied" else SERVER_ERROR, times=None)
-        with processes(4, {"id": expired}, threads=8) as workers:
+        with processes(4, token={"id": expired}, threads=8) as workers:
             started = time.monotonic()
             _, failures = run(workers)
             assert time.monotonic() - started < 8
@@ -214,8 +125,8 @@ class TestFailures:
         policy = {"lease": lease, "wait": 10}
         zoho.delay = 30
         with (
-            processes(1, {"id": expired}, threads=1, policy=policy) as (owner,),
-            processes(2, {"id": expired}, threads=8, policy=policy) as workers,
+            processes(1, token={"id": expired}, threads=1, policy=policy) as (owner,),
+            processes(2, token={"id": expired}, threads=8, policy=policy) as workers,
         ):
             owner.go()
             wait_for_lease()
@@ -237,8 +148,8 @@ class TestFailures:
         policy = {"lease": 1.0, "wait": 10}
         zoho.delay = 0.5
         with (
-            processes(1, {"id": expired}, threads=1, policy=policy) as (suspended,),
-            processes(1, {"id": expired}, threads=1, policy=policy) as (worker,),
+            processes(1, token={"id": expired}, threads=1, policy=policy) as (suspended,),
+            processes(1, token={"id": expired}, threads=1, policy=policy) as (worker,),
         ):
             suspended.go()
             wait_for_lease()
@@ -267,7 +178,7 @@ def gaps_between_refreshes(zoho):
 def test_64_callers_refresh_once_in_a_usable_life_for_a_minute(processes, zoho, expired):
     zoho.max_refreshes = None
     zoho.access_token_lifetime = LIFETIME
-    with processes(16, {"id": expired}, threads=4, seconds=60, pause=0.3) as workers:
+    with processes(16, token={"id": expired}, threads=4, seconds=60, pause=0.3) as workers:
         results, failures = run(workers, 150)
     assert failures == []
     assert zoho.counts.refused == 0
@@ -283,7 +194,9 @@ def test_with_ahead_nobody_ever_waits_or_sees_an_expired_token(processes, zoho, 
     zoho.max_refreshes = None
     zoho.access_token_lifetime = LIFETIME + 2
     # From the fourth second of ten on, up to the sixth.
-    with processes(4, {"id": expired}, threads=2, seconds=25, pause=0.05, policy={"ahead": 7}) as w:
+    with processes(
+        4, token={"id": expired}, threads=2, seconds=25, pause=0.05, policy={"ahead": 7}
+    ) as w:
         results, failures = run(w, 100)
     assert failures == []
     assert total(results, "ahead") >= 4

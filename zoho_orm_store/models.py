@@ -153,7 +153,8 @@ def _table_like(model: type[object], pattern: type[DeclarativeBase], mixin: str)
 class RefreshLeaseMixin:
     """The columns of the table that lets one worker refresh a token for all the others.
 
-    The table is provisioned, and not used yet.
+    For any declarative ``Base``, with a ``__tablename__`` of your own. Its rows are the store's to
+    write, and each lasts for seconds.
     """
 
     key: Mapped[str] = mapped_column(Digest, primary_key=True, sort_order=-100)

@@ -22,6 +22,9 @@ from databases import SERVERS, why_unreachable
 BENCHMARKS = {
     "lookup": (budgets.sqlite_lookup, ()),
     "encrypted": (budgets.encrypted, ()),
+    "coordinated": (budgets.coordinated, ()),
+    "herd": (budgets.herd, ("postgresql", "mariadb")),
+    "ahead": (budgets.ahead, ("postgresql", "mariadb")),
     "flat": (budgets.flat, ()),
     "sdk": (budgets.sdk_store, ("mariadb",)),
     "postgresql": (budgets.postgresql_lookup, ("postgresql",)),
