@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROUTES, make_token, open_store, statements_counted
 from databases import DATABASES, fresh_database
+from leaks import found_in, logs_kept, texts_of
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
@@ -624,6 +625,34 @@ class TestPolicy:
     def test_the_store_takes_a_policy_or_none(self):
         with pytest.raises(ConfigurationError, match="refresh must be a RefreshPolicy or None"):
             SQLAlchemyTokenStore("sqlite://", refresh=True)
+
+
+def test_no_failure_of_a_refresh_shows_a_secret_G3(make):
+    store = make(RefreshPolicy(lease=30, wait=20))
+    secrets = ("SECRET-client-0123456789", "SECRET-refresh-0123456789", "SECRET-access-0123456789")
+    fields = dict(zip(("client_secret", "refresh_token", "access_token"), secrets, strict=True))
+    token = make_token(**EXPIRED | fields)
+    store.save_token(token)
+
+    def call():
+        fail_to_refresh(store.find_token_by_id(token.get_id()))
+
+    def save_what_cannot_be_saved():
+        refreshed = store.find_token_by_id(token.get_id())
+        refreshed.set_redirect_url("x" * 5000)
+        store.save_token(refreshed)
+
+    mine = store.find_token_by_id(token.get_id())
+    with logs_kept() as logs, logs_kept("SDKLogger") as sdk_logs:
+        others = [elsewhere(call) for _ in range(4)]
+        time.sleep(0.5)
+        fail_to_refresh(mine)
+        errors = [other.exception(5) for other in others]
+        errors.append(elsewhere(save_what_cannot_be_saved).exception(5))
+    errors = [error for error in errors if error is not None]
+    assert len(errors) == 4
+    shown = [text for error in errors for text in texts_of(error)]
+    assert found_in([*shown, *logs, *sdk_logs], secrets) == []
 
 
 def test_what_happens_is_logged_and_no_token_is_G3(make, expired, caplog):
