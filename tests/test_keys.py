@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import methodcaller
 
@@ -34,7 +36,7 @@ ROWS = 20_000
 WORKERS = 8
 
 
-def fill(url, rows, cipher):
+def fill(url, rows, cipher, user=lambda number: f"user {number}"):
     """Store so many tokens, encrypted under a cipher, faster than one by one."""
     vault, now = Vault(cipher), utc_now()
     engine = create_engine(url)
@@ -43,7 +45,7 @@ def fill(url, rows, cipher):
         record = replace(
             RECORD,
             id=f"{number:032x}",
-            user_name=f"user {number}",
+            user_name=user(number),
             refresh_token=f"1000.r{number}",
             access_token=f"1000.a{number}",
             grant_token=None,
@@ -133,30 +135,75 @@ class TestRekeying:
         cipher = FernetCipher([NEW, OLD])
         engine = create_engine(url)
         saved = TokenRecord(id=f"{2:032x}", access_token="1000.meanwhile")
-        due = [saved]
-
-        def save_meanwhile(connection, cursor, statement, *_):
-            if statement.startswith("UPDATE") and due:
-                with SQLAlchemyTokenStore(url, cipher=FernetCipher(OLD)) as store:
-                    store._write(methodcaller("save", due.pop()))
-
-        event.listen(engine, "before_cursor_execute", save_meanwhile)
-        with engine.begin() as connection:
+        meanwhile = saved_before_the_update(engine, url, FernetCipher(OLD), saved)
+        with meanwhile, engine.begin() as connection:
             SyncTokenRepository(connection, cipher=cipher).rekey()
         engine.dispose()
-        assert due == []
         assert by_key(url) == {cipher.key_id: 4, FernetCipher(OLD).key_id: 1}
         assert rekey_tokens(url, cipher) == (1, 0, ())
         found = read(url, cipher, lambda repository: repository.get(saved.id))
         assert found.access_token == "1000.meanwhile"
 
+    @pytest.mark.parametrize("name", SERVERS)
+    @pytest.mark.parametrize(
+        "learned",
+        [{"user_name": "ada"}, {"client_id": "1000.D"}, {"access_token": "1000.a0 "}],
+        ids=["user", "client", "trailing blank"],
+    )
+    @pytest.mark.parametrize("other", [None, FernetCipher(OLD, encrypts=False)])
+    def test_what_a_worker_learns_that_keeps_plain_text(self, name, learned, other, provisioned):
+        url = provisioned(name)
+        empty(url)
+        plain = replace(RECORD, user_name=None, client_id=None, access_token="1000.a0")
+        with SQLAlchemyTokenStore(url) as store:
+            store._write(methodcaller("save", plain))
+        engine = create_engine(url)
+        cipher = FernetCipher(OLD)
+        meanwhile = saved_before_the_update(engine, url, other, TokenRecord(id="1", **learned))
+        with meanwhile, engine.begin() as connection:
+            SyncTokenRepository(connection, cipher=cipher).rekey()
+        engine.dispose()
+        assert by_key(url) == {None: 1}
+        assert rekey_tokens(url, cipher) == (1, 0, ())
+        found = read(url, cipher, lambda repository: repository.get("1"))
+        assert found.refresh_token == RECORD.refresh_token
+        assert {name: getattr(found, name) for name in learned} == learned
+
+
+@contextmanager
+def saved_before_the_update(engine, url, cipher, record):
+    """Save a token when another one's batch has read it, and not yet written it."""
+    due = [record]
+
+    def save_meanwhile(connection, cursor, statement, *_):
+        if statement.startswith("UPDATE") and due:
+            with SQLAlchemyTokenStore(url, cipher=cipher) as store:
+                store._write(methodcaller("save", due.pop()))
+
+    event.listen(engine, "before_cursor_execute", save_meanwhile)
+    yield
+    assert due == []
+
 
 @pytest.mark.timeout(300)
 def test_rotation_of_20000_rows_beside_8_workers(database):
-    fill(database, ROWS, FernetCipher(OLD))
+    # One worker does not encrypt yet, and learns its tokens' users; one has the old key first.
+    does_not_encrypt, has_the_old_key_first = 6, 7
+
+    def user(number):
+        return None if number % WORKERS == does_not_encrypt else f"user {number}"
+
+    fill(database, ROWS, FernetCipher(OLD), user)
     keys = (NEW, OLD)
     workers = [
-        start("save_and_find", database, str(number), str(ROWS), keys=keys)
+        start(
+            "save_and_find",
+            database,
+            str(number),
+            str(ROWS),
+            "plain" if number == does_not_encrypt else "encrypted",
+            keys=keys[::-1] if number == has_the_old_key_first else keys,
+        )
         for number in range(WORKERS)
     ]
     assert [worker.stdout.readline() for worker in workers] == ["READY\n"] * WORKERS
@@ -172,11 +219,15 @@ def test_rotation_of_20000_rows_beside_8_workers(database):
 
     out, errors = start("rotate", database, keys=keys).communicate(timeout=200)
     ended = [worker.communicate("") for worker in workers]
-    assert (out.splitlines()[-1], errors) == ("LEFT 0 0", "")
+    # What those two have saved behind it is left, and nothing is undecryptable.
+    assert re.fullmatch(r"LEFT \d+ 0", out.splitlines()[-1])
+    assert errors == ""
     assert [error for _, error in ended if error] == []
     saved = [line for lines, _ in ended for line in lines.splitlines()]
     assert [line for line in saved if not line.startswith("SAVED ")] == []
     assert all(int(line.split()[1]) > 50 for line in saved), saved
+    summary = rekey_tokens(database, FernetCipher(keys))
+    assert (summary.left, summary.undecryptable) == (0, ())
     assert by_key(database) == {FernetCipher(NEW).key_id: ROWS}
     assert read(database, FernetCipher(NEW), lambda repository: repository.count()) == ROWS
 

@@ -69,9 +69,10 @@ def save_until_killed(url: str) -> None:
         print(number, flush=True)
 
 
-def save_and_find(url: str, worker: str, rows: str) -> None:
+def save_and_find(url: str, worker: str, rows: str, mode: str) -> None:
     """Save and find tokens of this worker's own until stdin ends; print the last saves."""
-    store = SQLAlchemyTokenStore(url, create_schema=False, cipher=FernetCipher())
+    cipher = FernetCipher(encrypts=mode != "plain")
+    store = SQLAlchemyTokenStore(url, create_schema=False, cipher=cipher)
     chosen = random.Random(int(worker))
     last: dict[str, str] = {}
     stopped = Event()
@@ -81,7 +82,8 @@ def save_and_find(url: str, worker: str, rows: str) -> None:
         number = chosen.randrange(int(rows) // 8) * 8 + int(worker)
         id_ = f"{number:032x}"
         access_token = f"1000.{worker}.{len(last)}.{chosen.random()}"
-        store.save_token(make_token(id=id_, access_token=access_token))
+        user = f"known {number}" if mode == "plain" else None
+        store.save_token(make_token(id=id_, access_token=access_token, user=user))
         last[id_] = access_token
         for asked in (id_, chosen.choice([*last])):
             if store.find_token_by_id(asked).get_access_token() != last[asked]:

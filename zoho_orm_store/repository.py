@@ -69,7 +69,6 @@ from zoho_orm_store.statements import (
     RECORD_COLUMNS,
     REVISION,
     scope_parameters,
-    seen_parameters,
     statements_for,
 )
 
@@ -429,7 +428,7 @@ class SyncTokenRepository:
         opened = [(row, self._opened(row)) for row in found]
         undecryptable = [each for _, each in opened if isinstance(each, UndecryptableTokenError)]
         changes = [
-            self._vault.sealed(record) | seen_parameters(row) | scope_parameters(self._scope)
+            self._vault.sealed(record) | self._statements.seen(row) | scope_parameters(self._scope)
             for row, record in opened
             if isinstance(record, TokenRecord)
         ]

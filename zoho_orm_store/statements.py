@@ -56,7 +56,6 @@ __all__ = [
     "limit_waiting",
     "lock_schema",
     "scope_parameters",
-    "seen_parameters",
     "server_time",
     "statements_for",
     "unlock_schema",
@@ -83,6 +82,7 @@ REVISION: Select[Any] = select(column("version_num")).select_from(table(VERSION_
 """The revision that the tables are at."""
 
 _MYSQL_FAMILY = ("mysql", "mariadb")
+_SEALED_COLUMNS = (*SECRET_COLUMNS, "user_name", "client_id")
 _SCHEMA_LOCK = 0x5A6F686F
 
 
@@ -170,12 +170,6 @@ def scope_parameters(scope: Scope) -> dict[str, object]:
     return {f"scope_{name}": value for name, value in scope.values}
 
 
-def seen_parameters(row: Row[Any]) -> dict[str, object]:
-    """The parameters that make `Statements.rekey` spare a row that was changed since."""
-    seen = {f"seen_{name}": getattr(row, name) for name in SECRET_COLUMNS}
-    return {"row_id": row.id} | seen
-
-
 class Statements:
     """The SQL for each operation on a table of stored tokens."""
 
@@ -183,6 +177,9 @@ class Statements:
         self.table = table
         self.dialect = dialect
         self._in_scope = [table.c[name] == bindparam(f"scope_{name}") for name in scope_columns]
+        # MySQL takes a text for equal that differs in trailing blanks, so the time tells too. In
+        # SQLite, which compares exactly, a time is text, which another tool may write otherwise.
+        self._seen = (*_SEALED_COLUMNS, *(() if dialect == "sqlite" else ("updated_at",)))
 
     @property
     @cache
@@ -419,12 +416,19 @@ class Statements:
     @property
     @cache
     def rekey(self) -> Update:
-        """Write the secrets of the row ``row_id``, unless they are not as they were seen."""
+        """Write the secrets of the row ``row_id``, unless it was changed since it was seen.
+
+        What a ciphertext is bound to must be as it was, and not the secrets alone.
+        """
         as_seen = (
             self.table.c[name].is_not_distinct_from(bindparam(f"seen_{name}"))
-            for name in SECRET_COLUMNS
+            for name in self._seen
         )
         return update(self.table).where(self._has_id("row_id"), *self._in_scope, *as_seen)
+
+    def seen(self, row: Row[Any]) -> dict[str, object]:
+        """The parameters with which `rekey` spares a row that was changed since."""
+        return {"row_id": row.id} | {f"seen_{name}": getattr(row, name) for name in self._seen}
 
     @property
     @cache
