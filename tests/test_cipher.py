@@ -314,6 +314,63 @@ class TestWhatDoesNotOpen:
         with pytest.raises(ConfigurationError, match="cannot be stored"):
             SyncTokenRepository(connection, cipher=ReversingCipher("a$b")).save(RECORD)
 
+    @pytest.mark.parametrize("key_id", [7, b"k", ["k"]])
+    def test_a_key_id_that_is_no_text(self, connection, key_id):
+        repository = SyncTokenRepository(connection, cipher=ReversingCipher(key_id))
+        for use in (lambda: repository.save(RECORD), repository.rekey, repository.count_stale):
+            with pytest.raises(CipherError, match="failed with TypeError when it was to name its"):
+                use()
+
+    @pytest.mark.parametrize("made", [None, b"bytes", 7, "", "é", "\udc80", "x" * 65_465])
+    def test_what_encrypt_makes_and_cannot_be_stored(self, connection, made):
+        cipher = ReversingCipher()
+        cipher.encrypt = lambda plaintext, key_id: made
+        repository = SyncTokenRepository(connection, cipher=cipher)
+        with pytest.raises(CipherError, match=r"ReversingCipher.* client_secret"):
+            repository.save(RECORD)
+        assert repository.count() == 0
+
+    def test_the_longest_that_encrypt_may_make(self, connection):
+        cipher = ReversingCipher("k" * 64)
+        cipher.encrypt = lambda plaintext, key_id: "x" * 65_464
+        repository = SyncTokenRepository(connection, cipher=cipher)
+        with pytest.raises(UndecryptableTokenError):  # which it is, once it is stored
+            repository.save(TokenRecord(id="1", access_token="a"))
+        assert [len(value) for value in columns(connection, "access_token")[0]] == [65_535]
+
+    @pytest.mark.parametrize("made", [bytes.hex, lambda text: text[:32] + b"\xff", list, len])
+    def test_what_decrypt_makes_and_is_no_text(self, connection, made):
+        SyncTokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
+        cipher = ReversingCipher()
+        genuine = cipher.decrypt
+        cipher.decrypt = lambda ciphertext, key_id: made(genuine(ciphertext, key_id))
+        with pytest.raises(CipherError, match="client_secret of the token with id '1'") as raised:
+            SyncTokenRepository(connection, cipher=cipher).get("1")
+        assert not isinstance(raised.value, UndecryptableTokenError)
+
+    def test_a_ciphertext_that_is_cut_short_hides_no_other(self, connection):
+        """An envelope's base64 then raises a ValueError, as bytes.fromhex does here."""
+        repository = SyncTokenRepository(connection, cipher=ReversingCipher())
+        for number in range(3):
+            repository.save(replace(RECORD, id=str(number), user_name=str(number)))
+        cut = "UPDATE oauthtoken SET access_token = substr(access_token, 1, 40) WHERE id = '1'"
+        connection.exec_driver_sql(cut)
+        broken: list[UndecryptableTokenError] = []
+        assert [each.id for each in repository.list(on_undecryptable=broken.append)] == ["0", "2"]
+        assert "access_token of the token with id '1' is garbled" in str(broken[0])
+        repository = SyncTokenRepository(connection, cipher=ReversingCipher("another:key"))
+        assert [error.id for error in repository.rekey().undecryptable] == ["0", "1", "2"]
+
+    def test_a_key_service_that_is_down_is_no_garbled_row(self, connection):
+        SyncTokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
+        down = ReversingCipher(failure=ConnectionError("1000.secret"))
+        repository = SyncTokenRepository(connection, cipher=down)
+        for use in (lambda: repository.get("1"), lambda: repository.list(on_undecryptable=print)):
+            with pytest.raises(CipherError, match="client_secret of the token with id '1'") as e:
+                use()
+            assert not isinstance(e.value, UndecryptableTokenError)
+            assert "ConnectionError" in str(e.value)
+
     def test_the_error_survives_pickling_without_the_record(self):
         error = UndecryptableTokenError("text", "1", RECORD)
         again = pickle.loads(pickle.dumps(error))

@@ -60,6 +60,28 @@ SPOILED = (
 """Values that cannot be stored."""
 
 
+def raise_runtime_error(result):
+    raise RuntimeError(f"what to do with {result!r}, or with {ACCESS}?")
+
+
+def raise_value_error(result):
+    raise ValueError(f"what to do with {result!r}, or with {ACCESS}?")
+
+
+FAULTS = [
+    *(("key_id", spoil) for spoil in (raise_runtime_error, len, str.encode)),
+    *(("encrypt", spoil) for spoil in (raise_runtime_error, bytes.fromhex, len)),
+    *(
+        ("encrypt", lambda result, text=text: f"{bytes.fromhex(result)[32:].decode()}{text}")
+        for text in ("é", "\udc80", "x" * 65_536)
+    ),
+    *(("decrypt", spoil) for spoil in (raise_runtime_error, raise_value_error, bytes.hex, len)),
+    ("decrypt", lambda result: result + b"\xff"),
+    ("decrypt", lambda result: result[32:]),
+]
+"""Members of a cipher, and what each makes of its right result."""
+
+
 def token(**other):
     return make_token(**{"user": "ada", "client_id": "1000.C", **FIELDS, **other})
 
@@ -232,10 +254,17 @@ class TestFailures:
         with store_on(bind, cipher=CIPHER) as store:
             assert_nothing_leaks(store_uses(store, id="1"), failures=5)
 
-    def test_a_cipher_that_fails(self, bound):
-        bind, _ = bound
-        with store_on(bind, cipher=FailingCipher()) as store:
-            assert_nothing_leaks([lambda: store.save_token(token())], failures=1)
+    @pytest.mark.parametrize(("member", "spoil"), FAULTS)
+    def test_a_cipher_that_fails(self, bound, member, spoil):
+        bind, url = bound
+        with store_on(url, cipher=FaultyCipher()) as store:
+            store.save_token(token(id="1"))
+        cipher = FaultyCipher(member, spoil)
+        with store_on(bind, cipher=cipher) as store:
+            assert_nothing_leaks(store_uses(store, id="1"), failures=1)
+        with application_engine(url) as engine, engine.connect() as connection:
+            repository = SyncTokenRepository(connection, cipher=cipher)
+            assert_nothing_leaks(repository_uses(repository, id="1"), failures=1)
 
     def test_the_repositories_in_a_session_of_the_applications(self, bound, cipher):
         _, url = bound
@@ -327,14 +356,25 @@ class TestFailures:
         assert_nothing_leaks(uses, failures=4)
 
 
-class FailingCipher:
-    key_id = "k"
+class FaultyCipher:
+    """A cipher of somebody else's, one of whose members goes wrong."""
+
+    def __init__(self, member="", spoil=None):
+        self._member = member
+        self._spoil = spoil
+
+    def _made(self, member, result):
+        return self._spoil(result) if member == self._member else result
+
+    @property
+    def key_id(self):
+        return self._made("key_id", "k")
 
     def encrypt(self, plaintext, key_id):
-        raise RuntimeError(f"cannot encrypt {plaintext!r}")
+        return self._made("encrypt", plaintext.hex())
 
     def decrypt(self, ciphertext, key_id):
-        raise RuntimeError(f"cannot decrypt {ciphertext!r}")
+        return self._made("decrypt", bytes.fromhex(ciphertext))
 
 
 def test_no_object_shows_a_secret(database):

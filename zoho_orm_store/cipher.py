@@ -12,10 +12,11 @@ import os
 import re
 from base64 import urlsafe_b64decode
 from dataclasses import replace
+from hashlib import sha256
 from hmac import compare_digest
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from zoho_orm_store.errors import (
     CipherError,
@@ -23,7 +24,7 @@ from zoho_orm_store.errors import (
     MissingDependencyError,
     UndecryptableTokenError,
 )
-from zoho_orm_store.hashing import hash_of
+from zoho_orm_store.hashing import framed, hash_of
 from zoho_orm_store.record import TokenRecord
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from cryptography.fernet import Fernet
+
+    from zoho_orm_store.errors import ZohoOrmStoreError
 
 __all__ = [
     "KEYS_VARIABLE",
@@ -54,12 +57,16 @@ MARK = "$zos1$"
 SECRET_COLUMNS = ("client_secret", "refresh_token", "access_token", "grant_token")
 """The columns that are encrypted, in the order of a `TokenRecord`'s fields."""
 
-_FIRST = TokenRecord.__match_args__.index(SECRET_COLUMNS[0])
 _secrets_of = attrgetter(*SECRET_COLUMNS)
-_IN_A_ROW = slice(_FIRST, _FIRST + len(SECRET_COLUMNS))
+_SECRETS_IN_A_ROW = tuple((TokenRecord.__match_args__.index(name), name) for name in SECRET_COLUMNS)
+_HOLDER_LENGTH = len(("id", "user_name", "client_id"))
 _MARK_LENGTH = len(MARK)
+_COLUMN_FRAMED = {name: framed(name) for name in SECRET_COLUMNS}
 _KEY_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _PLACE_BYTES = 32
+_LONGEST_CIPHERTEXT = 65_535 - len(f"{MARK}$") - 64
+"""What fits into a column of MySQL's, behind the longest key id."""
+
 _RELOAD_AFTER = 5.0
 
 Keys: TypeAlias = "str | bytes | Iterable[str | bytes]"
@@ -89,7 +96,7 @@ class TokenCipher(Protocol):
             key_id: The key, as `key_id` named it.
 
         Returns:
-            ASCII text, such as base64.
+            ASCII text, such as base64, of 65,464 characters at most.
         """
         ...
 
@@ -105,6 +112,7 @@ class TokenCipher(Protocol):
 
         Raises:
             LookupError: There is no such key.
+            ValueError: The ciphertext is not genuine either.
         """
         ...
 
@@ -211,7 +219,7 @@ class Vault:
 
     def __init__(self, cipher: TokenCipher | None, fence: tuple[str, ...] = ()) -> None:
         self._cipher = cipher
-        self._fence = fence
+        self._fence = framed(*fence)
 
     @property
     def prefix(self) -> str | None:
@@ -224,8 +232,17 @@ class Vault:
 
         Raises:
             CipherError: The cipher failed.
+            ConfigurationError: The cipher's key id cannot be stored.
         """
-        return {column: self._sealed(record, column) for column in SECRET_COLUMNS}
+        key_id = self._key_id()
+        values = zip(SECRET_COLUMNS, _secrets_of(record), strict=True)
+        if key_id is None:
+            return {column: _literal(value) for column, value in values}
+        holder = self._holder(record.id, record.user_name, record.client_id)
+        return {
+            column: None if value is None else self._sealed(value, column, holder, key_id)
+            for column, value in values
+        }
 
     def opened(self, row: Sequence[Any]) -> TokenRecord:
         """The record of a stored row, its secrets in plain text.
@@ -238,64 +255,76 @@ class Vault:
                 why, and what to do.
             CipherError: The cipher failed.
         """
-        stored = TokenRecord(*row)
-        for value in _secrets_of(stored):
+        values, holder = [*row], None
+        for index, column in _SECRETS_IN_A_ROW:
+            value = values[index]
             if value is not None and value[:_MARK_LENGTH] == MARK:
-                opened = (self._opened(stored, column) for column in SECRET_COLUMNS)
-                return TokenRecord(*row[: _IN_A_ROW.start], *opened, *row[_IN_A_ROW.stop :])
-        return stored
+                holder = holder or self._holder(*values[:_HOLDER_LENGTH])
+                values[index] = self._opened(value, column, holder, row)
+        return TokenRecord(*values)
 
     def _key_id(self) -> str | None:
-        key_id = None if self._cipher is None else self._cipher.key_id
-        if key_id is None or _KEY_ID.fullmatch(key_id):
-            return key_id
-        raise ConfigurationError(
-            f"The key id {key_id!r} cannot be stored. "
-            "It may have up to 64 letters, digits and _.:/- characters."
-        )
-
-    def _sealed(self, record: TokenRecord, column: str) -> str | None:
-        value: str | None = getattr(record, column)
-        if value is None:
+        cipher = self._cipher
+        if cipher is None:
             return None
-        key_id = self._key_id()
-        if self._cipher is None or key_id is None:
-            return prefix_of("") + value if value.startswith(MARK) else value
-        plaintext = self._place(record, column) + value.encode()
         try:
-            return prefix_of(key_id) + self._cipher.encrypt(plaintext, key_id)
+            key_id = cipher.key_id
+            if key_id is None or _KEY_ID.fullmatch(key_id):
+                return key_id
         except Exception as error:  # noqa: BLE001 - a cipher raises what it likes
-            failure = _failure_of(self._cipher, "encrypt", error)
+            failure: ZohoOrmStoreError = _failure_of(cipher, "key_id", "name its key", error)
+        else:
+            failure = ConfigurationError(
+                f"The key id of the cipher {type(cipher).__name__} cannot be stored. "
+                "It may have up to 64 letters, digits and _.:/- characters."
+            )
         raise failure
 
-    def _opened(self, stored: TokenRecord, column: str) -> str | None:
-        value: str | None = getattr(stored, column)
-        if value is None or not value.startswith(MARK):
-            return value
-        key_id, separator, ciphertext = value[len(MARK) :].partition("$")
+    def _sealed(self, value: str, column: str, holder: bytes, key_id: str) -> str:
+        cipher = cast("TokenCipher", self._cipher)
+        try:
+            ciphertext = cipher.encrypt(_place(column, holder) + value.encode(), key_id)
+            if ciphertext.isascii() and 0 < len(ciphertext) <= _LONGEST_CIPHERTEXT:
+                return prefix_of(key_id) + ciphertext
+        except Exception as error:  # noqa: BLE001 - a cipher raises what it likes
+            failure = _failure_of(cipher, "encrypt", f"encrypt the {column}", error)
+        else:
+            failure = CipherError(
+                f"What {type(cipher).__name__}.encrypt makes of the {column} cannot be stored. "
+                f"It must be ASCII text, of {_LONGEST_CIPHERTEXT:,} characters at most."
+            )
+        raise failure
+
+    def _opened(self, value: str, column: str, holder: bytes, row: Sequence[Any]) -> str:
+        key_id, separator, ciphertext = value[_MARK_LENGTH:].partition("$")
         if separator and not key_id:
             return ciphertext
         if not _KEY_ID.fullmatch(key_id):
-            raise _undecryptable(stored, column, "is garbled", _CHANGED)
+            raise _undecryptable(row, column, "is garbled", _CHANGED)
         if self._cipher is None:
-            raise _undecryptable(stored, column, f"is encrypted under the key {key_id!r}", _NO_KEYS)
+            raise _undecryptable(row, column, f"is encrypted under the key {key_id!r}", _NO_KEYS)
         try:
             plaintext = self._cipher.decrypt(ciphertext, key_id)
         except LookupError:
             problem = f"is encrypted under the key {key_id!r}, which is not among those given"
-            failure: CipherError = _undecryptable(stored, column, problem, _MISSING_KEY)
+            failure: CipherError = _undecryptable(row, column, problem, _MISSING_KEY)
+        except ValueError:
+            failure = _garbled(row, column)
         except Exception as error:  # noqa: BLE001 - a cipher raises what it likes
-            failure = _failure_of(self._cipher, "decrypt", error)
+            failure = _failure_to_decrypt(self._cipher, row, column, error)
         else:
-            place = self._place(stored, column)
-            if plaintext is not None and compare_digest(plaintext[:_PLACE_BYTES], place):
-                return plaintext[_PLACE_BYTES:].decode()
-            failure = _undecryptable(stored, column, "is garbled, or is another token's", _CHANGED)
+            try:
+                if plaintext is not None and compare_digest(
+                    plaintext[:_PLACE_BYTES], _place(column, holder)
+                ):
+                    return plaintext[_PLACE_BYTES:].decode()
+                failure = _garbled(row, column)
+            except Exception as error:  # noqa: BLE001 - no bytes, or no text
+                failure = _failure_to_decrypt(self._cipher, row, column, error)
         raise failure
 
-    def _place(self, record: TokenRecord, column: str) -> bytes:
-        holder = (record.id or "", record.user_name or "", record.client_id or "")
-        return hash_of(column, *holder, *self._fence)
+    def _holder(self, id_: str | None, user_name: str | None, client_id: str | None) -> bytes:
+        return framed(id_ or "", user_name or "", client_id or "") + self._fence
 
 
 PLAIN = Vault(None)
@@ -312,22 +341,42 @@ _CHANGED = (
 )
 
 
+def _literal(value: str | None) -> str | None:
+    """Plain text as it is stored, which must not look encrypted."""
+    return prefix_of("") + value if value is not None and value.startswith(MARK) else value
+
+
+def _place(column: str, holder: bytes) -> bytes:
+    return sha256(_COLUMN_FRAMED[column] + holder).digest()
+
+
+def _garbled(row: Sequence[Any], column: str) -> UndecryptableTokenError:
+    return _undecryptable(row, column, "is garbled, or is another token's", _CHANGED)
+
+
 def _undecryptable(
-    stored: TokenRecord, column: str, problem: str, cure: str
+    row: Sequence[Any], column: str, problem: str, cure: str
 ) -> UndecryptableTokenError:
-    without_secrets = replace(stored, **dict.fromkeys(SECRET_COLUMNS))
+    without_secrets = replace(TokenRecord(*row), **dict.fromkeys(SECRET_COLUMNS))
+    id_ = without_secrets.id
     return UndecryptableTokenError(
-        f"The {column} of the token with id {stored.id!r} {problem}. {cure}",
-        stored.id or "",
-        without_secrets,
+        f"The {column} of the token with id {id_!r} {problem}. {cure}", id_ or "", without_secrets
     )
 
 
-def _failure_of(cipher: TokenCipher, verb: str, error: Exception) -> CipherError:
+def _failure_to_decrypt(
+    cipher: TokenCipher, row: Sequence[Any], column: str, error: Exception
+) -> CipherError:
+    task = f"decrypt the {column} of the token with id {row[0]!r}"
+    return _failure_of(cipher, "decrypt", task, error)
+
+
+def _failure_of(cipher: TokenCipher, member: str, task: str, error: Exception) -> CipherError:
     name = type(cipher).__name__
     return CipherError(
-        f"The cipher {name} raised {type(error).__name__} when it was to {verb}. Its message is "
-        f"left out here, since it may hold a secret: call {name}.{verb} by itself to read it."
+        f"The cipher {name} failed with {type(error).__name__} when it was to {task}. The error's "
+        f"text is left out here, since it may hold a secret: use {name}.{member} by itself to "
+        "read it."
     )
 
 
