@@ -8,10 +8,11 @@ import pickle
 from contextlib import contextmanager
 
 import pytest
+from alembic import command
 from conftest import make_token
 from leaks import found_in, logs_kept, texts_of
 from rich.pretty import pretty_repr
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -30,6 +31,7 @@ from zoho_orm_store import (
 from zoho_orm_store.cipher import generate_key
 from zoho_orm_store.importers import FileStoreFile, TokenTable, export_tokens, import_tokens
 from zoho_orm_store.sdk import SDKException
+from zoho_orm_store.statements import SDK_COLUMNS
 
 CLIENT_SECRET = "SECRET-client-0123456789abcdef"
 REFRESH = "SECRET-refresh-0123456789abcdef"
@@ -158,6 +160,44 @@ def run_sql(url, *statements):
         for statement in statements:
             connection.execute(text(statement))
     engine.dispose()
+
+
+def make_table_of_the_sdks(url):
+    columns = ", ".join(f"{name} varchar(255)" for name in SDK_COLUMNS[1:])
+    run_sql(
+        url,
+        f"CREATE TABLE oauthtoken (id varchar(10) PRIMARY KEY, {columns})",
+        "INSERT INTO oauthtoken VALUES "
+        f"('1', 'ada', 'c', '{CLIENT_SECRET}', '{REFRESH}', '{ACCESS}', '', '5', '', '')",
+    )
+
+
+def fail_at_updates(engine):
+    """Let the database refuse every change of a row, at the moment of the change."""
+    refuse = {
+        "sqlite": "PRAGMA query_only = ON",
+        "postgresql": "SET TRANSACTION READ ONLY",
+        "mysql": "SET max_statement_time = 0.000001",
+    }[engine.dialect.name]
+
+    def before(connection, cursor, statement, *_):
+        if statement.startswith("UPDATE oauthtoken SET identity"):
+            cursor.execute(refuse)
+
+    event.listen(engine, "before_cursor_execute", before)
+
+
+def on_the_connection(engine):
+    with engine.begin() as connection:
+        provision.upgrade(connection)
+
+
+def by_alembic(engine):
+    """As a project does it that has our revisions among its own."""
+    config = provision._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
 
 
 @contextmanager
@@ -316,6 +356,21 @@ class TestFailures:
             ],
             failures=4,
         )
+
+    @pytest.mark.parametrize("run", [on_the_connection, by_alembic], ids=["connection", "alembic"])
+    def test_a_migration_in_a_transaction_of_the_applications(self, empty_database, run):
+        make_table_of_the_sdks(empty_database)
+        with application_engine(empty_database) as engine:
+            fail_at_updates(engine)
+            assert_nothing_leaks([lambda: run(engine)], failures=1)
+
+    def test_looking_at_the_schema_on_a_connection(self, empty_database):
+        uses = (provision.current, provision.check, provision.is_current, provision.downgrade)
+        with application_engine(empty_database) as engine:
+            for use in uses:
+                with engine.connect() as connection:
+                    connection.close()
+                    assert_nothing_leaks([lambda: use(connection)], failures=1)  # noqa: B023
 
     def test_databases_that_cannot_be_reached(self, empty_database, tmp_path):
         url = empty_database

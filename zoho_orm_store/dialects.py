@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import exc
@@ -13,9 +14,12 @@ from zoho_orm_store.errors import (
     DatabaseTimeoutError,
     DatabaseUnreachableError,
     SchemaError,
+    without_frames,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import URL, Connection
 
 __all__ = [
@@ -31,7 +35,11 @@ __all__ = [
     "is_memory",
     "shown",
     "sqlite_file",
+    "with_our_errors",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 AUTOCOMMIT_READS = frozenset({"postgresql", "mysql", "mariadb"})
 """Where a read outside a transaction saves round trips."""
@@ -197,6 +205,26 @@ def failure_of(error: Exception) -> DatabaseError:
         or _says(text, _SQLITE_TRANSIENT)
     )
     return DatabaseError(message, retryable=retryable)
+
+
+def with_our_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function raise our errors in place of a database's, with no secret behind them (G3).
+
+    SQLAlchemy's show the parameters of a statement, on an engine of the application's.
+    """
+
+    @without_frames
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not is_database_error(error):
+                raise
+            failure = failure_of(error)
+        raise failure
+
+    return call
 
 
 def connect_failure_of(error: Exception, url: URL) -> DatabaseError:

@@ -19,8 +19,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, exc, inspect
 
 from zoho_orm_store.binding import Binding, bind_to
-from zoho_orm_store.dialects import shown
-from zoho_orm_store.errors import ConfigurationError, SchemaError, without_frames
+from zoho_orm_store.dialects import shown, with_our_errors
+from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.models import metadata
 from zoho_orm_store.revisions import NEWEST_REVISION, VERSION_TABLE
 from zoho_orm_store.revisions import describe as describe_revision
@@ -57,7 +57,7 @@ _PATIENCE = 30.0
 """Seconds to wait for a database that is busy."""
 
 
-@without_frames
+@with_our_errors
 def upgrade(bind: Target, revision: str = "head") -> None:
     """Make or upgrade the tables; a table of the SDK's own stores is adopted with its tokens.
 
@@ -73,7 +73,7 @@ def upgrade(bind: Target, revision: str = "head") -> None:
     _migrate(bind, command.upgrade, revision)
 
 
-@without_frames
+@with_our_errors
 def downgrade(bind: Target, revision: str = "base") -> None:
     """Take the schema back; a table that holds tokens is never dropped.
 
@@ -88,7 +88,7 @@ def downgrade(bind: Target, revision: str = "base") -> None:
     _migrate(bind, command.downgrade, revision)
 
 
-@without_frames
+@with_our_errors
 def current(bind: Target) -> str | None:
     """Return the schema's revision, or ``None`` where there is none.
 
@@ -98,7 +98,7 @@ def current(bind: Target) -> str | None:
     return _read(bind, _current)
 
 
-@without_frames
+@with_our_errors
 def is_current(bind: Target) -> bool:
     """Return whether the tables are this package's newest, whoever has made them.
 
@@ -111,7 +111,7 @@ def is_current(bind: Target) -> bool:
     return _read(bind, _is_current)
 
 
-@without_frames
+@with_our_errors
 def check(bind: Target) -> None:
     """Check that the tables are this package's newest (see `is_current`).
 

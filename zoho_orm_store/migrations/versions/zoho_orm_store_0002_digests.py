@@ -19,6 +19,7 @@ from alembic import context, op
 from sqlalchemy.dialects import mysql
 
 from zoho_orm_store.cipher import KEYS_VARIABLE, MARK, SECRET_COLUMNS
+from zoho_orm_store.dialects import with_our_errors
 from zoho_orm_store.digests import digests_of
 from zoho_orm_store.errors import InvalidTokenError, SchemaError
 from zoho_orm_store.matching import merged_rows
@@ -61,17 +62,17 @@ ADDED: dict[str, sa.types.TypeEngine[Any]] = {
 REQUIRED = ("identity", "created_at", "updated_at")
 INDEXED = ("identity", "user_digest", "access_digest", "refresh_digest", "grant_digest")
 
-VALUES = (
+TEXTS = (
     "user_name",
     "client_id",
     "client_secret",
     "refresh_token",
     "access_token",
     "grant_token",
-    "expiry_time",
     "redirect_url",
     "api_domain",
 )
+VALUES = (*TEXTS, "expiry_time")
 rows = sa.table(
     TABLE,
     sa.column("id", sa.String),
@@ -82,12 +83,14 @@ rows = sa.table(
 logger = logging.getLogger("zoho_orm_store.migrations")
 
 
+@with_our_errors
 def upgrade() -> None:
     if not context.is_offline_mode():
         refuse_encrypted_tokens()
         clear_unreadable_expiries()
     widen()
     if not context.is_offline_mode():
+        clear_blanks()
         convert_rows()
         collapse_identities()
     tighten()
@@ -171,8 +174,18 @@ def id_type() -> sa.types.TypeEngine[str]:
     return mysql.VARCHAR(255, charset="utf8mb4", collation=collation)
 
 
+def clear_blanks() -> None:
+    """Make one of the two ways in which the SDK's stores say that a value is unknown."""
+    for name in TEXTS:
+        is_blank = sa.func.length(rows.c[name]) == 0
+        op.get_bind().execute(sa.update(rows).where(is_blank).values({name: None}))
+
+
 def convert_rows() -> None:
-    """Write what our columns hold about the rows that are there, oldest ids first."""
+    """Write what our columns hold about the rows that are there, oldest ids first.
+
+    No secret is written, and so none is among the parameters that an error or a log may show.
+    """
     connection = op.get_bind()
     change = sa.update(rows).where(rows.c.id == sa.bindparam("row_id"))
     start = datetime.now(timezone.utc).replace(tzinfo=None)
@@ -183,7 +196,7 @@ def convert_rows() -> None:
         for id_ in ids:
             saved_at = start + timedelta(microseconds=next(ticks))
             values.append(
-                row_values(by_id[id_])
+                digests_of(by_id[id_])
                 | {"row_id": id_, "created_at": saved_at, "updated_at": saved_at}
             )
         connection.execute(change, values)
@@ -195,18 +208,22 @@ def collapse_identities() -> None:
     repeated = sa.select(rows.c.identity).group_by(rows.c.identity).having(sa.func.count() > 1)
     for identity in connection.scalars(repeated).all():
         found = sorted(records(connection, rows.c.identity == identity), key=age)
-        newest = found[-1].id
+        newest, merged = found[-1], merged_rows(found)
+        learned = {
+            name: value
+            for name in VALUES
+            if (value := getattr(merged, name)) != getattr(newest, name)
+        }
         dropped = [record.id for record in found[:-1]]
         connection.execute(sa.delete(rows).where(rows.c.id.in_(dropped)))
-        connection.execute(
-            sa.update(rows).where(rows.c.id == newest).values(row_values(merged_rows(found)))
-        )
+        keep = sa.update(rows).where(rows.c.id == newest.id)
+        connection.execute(keep.values(learned | digests_of(merged)))
         logger.warning(
             "The table %s held %d rows of one user and client (or of one token); "
             "the newest, with id %r, was kept, and those with the ids %s were dropped.",
             TABLE,
             len(found),
-            newest,
+            newest.id,
             ", ".join(map(repr, dropped)),
         )
 
@@ -241,6 +258,7 @@ def create_leases() -> None:
     )
 
 
+@with_our_errors
 def downgrade() -> None:
     """Take our columns away; the SDK's keep their wider types, so that no value is cut."""
     if not context.is_offline_mode():
@@ -276,10 +294,6 @@ def records(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Ite
         values = dict(row)
         values["expiry_time"] = parse_expiry(values["expiry_time"])
         yield TokenRecord(**values)
-
-
-def row_values(record: TokenRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in VALUES} | digests_of(record)
 
 
 def columns_present() -> set[str]:
