@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import signal
 import subprocess
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
+from threading import Event
 
 import pytest
 from conftest import CIPHER, FULL, known, make_token
@@ -84,6 +89,11 @@ def sealed(record, cipher):
 def opened(record, cipher):
     values = [getattr(record, name) for name in TokenRecord.__match_args__]
     return Vault(cipher).opened(values)
+
+
+def pass_time(monkeypatch, seconds):
+    later = time.monotonic() + seconds
+    monkeypatch.setattr("zoho_orm_store.cipher.monotonic", lambda: later)
 
 
 def columns(connection, *names):
@@ -394,7 +404,9 @@ class TestKeys:
 
     def test_as_bytes(self):
         key = Fernet.generate_key()
-        assert FernetCipher(key).key_id == FernetCipher([key.decode()]).key_id
+        for given in (key, key + b"\n", [key]):
+            assert FernetCipher(given).key_ids == FernetCipher([key.decode()]).key_ids
+        assert len(FernetCipher(key + b", " + Fernet.generate_key()).key_ids) == 2
 
     def test_from_a_function_which_is_asked_again_for_an_unknown_key(self, monkeypatch):
         old, new = generate_key(), generate_key()
@@ -405,11 +417,82 @@ class TestKeys:
         with pytest.raises(UndecryptableTokenError):
             opened(record, cipher)
         assert len(calls) == 1, "asked again too soon"
-        later = time.monotonic() + 6
-        monkeypatch.setattr("zoho_orm_store.cipher.monotonic", lambda: later)
+        pass_time(monkeypatch, 1.1)
         assert opened(record, cipher) == RECORD
         assert cipher.key_id == FernetCipher(new).key_id
         assert len(calls) == 2
+
+    def test_those_who_need_a_key_that_is_being_fetched_wait_for_it(self, monkeypatch):
+        old, new = generate_key(), generate_key()
+        calls = []
+
+        def keys():
+            calls.append(1)
+            if len(calls) > 1:
+                time.sleep(0.2)
+            return [new, old][-len(calls) :]
+
+        cipher = FernetCipher(keys)
+        record = sealed(RECORD, FernetCipher(new))
+        pass_time(monkeypatch, 1.1)
+        with ThreadPoolExecutor(8) as pool:
+            found = [*pool.map(lambda _: opened(record, cipher), range(8))]
+        assert found == [RECORD] * 8
+        assert len(calls) == 2
+
+    def test_a_child_forked_while_a_key_is_being_fetched_does_not_wait_for_ever(self, monkeypatch):
+        new, fetching, go_on = generate_key(), Event(), Event()
+        answers = [lambda: generate_key(), lambda: (fetching.set(), go_on.wait(20))[0] or new]
+        cipher = FernetCipher(lambda: (answers.pop(0) if answers else lambda: new)())
+        record = sealed(RECORD, FernetCipher(new))
+        pass_time(monkeypatch, 1.1)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(opened, record, cipher)
+            assert fetching.wait(20)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                os._exit(opened(record, cipher) != RECORD)
+            assert os.waitpid(child, 0)[1] == 0
+            go_on.set()
+            assert waiting.result() == RECORD
+
+    @pytest.mark.parametrize(
+        ("again", "reason"),
+        [
+            (lambda: 1 / 0, "It raised ZeroDivisionError"),
+            (lambda: {}["1000.secret"], "It raised KeyError"),
+            (lambda: "1000.secret", "The key is no Fernet key"),
+            (lambda: None, "There is no key"),
+        ],
+    )
+    def test_a_function_that_fails_is_no_missing_key(self, monkeypatch, caplog, again, reason):
+        key = generate_key()
+        record = sealed(RECORD, FernetCipher(generate_key()))
+        answers = [lambda: key]
+        cipher = FernetCipher(lambda: (answers.pop() if answers else again)())
+        pass_time(monkeypatch, 61)
+        with pytest.raises(CipherError, match=f"token with id '1'.*function.*{reason}") as raised:
+            opened(record, cipher)
+        assert not isinstance(raised.value, UndecryptableTokenError)
+        assert raised.value.__context__ is None
+        # What is saved goes on under the key that is known, with a warning a minute.
+        assert sealed(RECORD, cipher) != sealed(RECORD, cipher)
+        assert cipher.key_id == FernetCipher(key).key_id
+        [warning] = [each.getMessage() for each in caplog.records]
+        assert reason in warning
+        assert "1000.secret" not in str(raised.value) + warning
+
+    def test_a_worker_that_only_saves_learns_of_a_new_first_key(self, monkeypatch):
+        old, new = generate_key(), generate_key()
+        keys, calls = [old], []
+        cipher = FernetCipher(lambda: (calls.append(1), keys)[1])
+        keys = [new, old]
+        assert key_of(sealed(RECORD, cipher).access_token) == FernetCipher(old).key_id
+        pass_time(monkeypatch, 61)
+        assert key_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
+        assert len(calls) == 2
+        assert opened(sealed(RECORD, FernetCipher(old)), cipher) == RECORD
 
     @pytest.mark.parametrize(
         ("keys", "message"),
@@ -423,6 +506,8 @@ class TestKeys:
             ([KEY, ""], "Key 2 of 2 is no Fernet key"),
             ([None], "There is no key"),
             ([7], "The key is no Fernet key"),
+            (7, "The key is no Fernet key"),
+            (lambda: None, "There is no key"),
             (lambda: "short", "The key is no Fernet key"),
             (KEY[:-2] + "é=", "The key is no Fernet key"),
         ],
@@ -437,6 +522,12 @@ class TestKeys:
         key = generate_key()
         assert repr(FernetCipher(key)) == f"FernetCipher(<keys {FernetCipher(key).key_id}>)"
         assert key[:8] not in repr(FernetCipher(key, encrypts=False))
+
+    def test_the_repr_of_one_that_is_half_made(self):
+        with pytest.raises(ZeroDivisionError) as raised:
+            FernetCipher(lambda: 1 / 0)
+        shown = traceback.TracebackException.from_exception(raised.value, capture_locals=True)
+        assert "self = FernetCipher(<keys >)" in "".join(shown.format())
 
 
 class TestPickles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -399,6 +400,17 @@ class TestFailures:
             lambda: SQLAlchemyTokenStore("sqlite://", timeout=-1),
         ]
         assert_nothing_leaks(uses, failures=7)
+
+    def test_keys_without_the_package_that_uses_them(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
+        monkeypatch.setenv("ZOHO_ORM_STORE_KEYS", KEY)
+        uses = [
+            lambda: FernetCipher(KEY),
+            lambda: FernetCipher([KEY]),
+            lambda: FernetCipher(lambda: KEY),
+            FernetCipher,
+        ]
+        assert_nothing_leaks(uses, failures=4)
 
     def test_the_memory_store(self):
         store = MemoryTokenStore()

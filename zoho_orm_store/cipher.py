@@ -8,13 +8,17 @@ copies into another row or column does not pass for that row's own.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 from hmac import compare_digest
 from operator import attrgetter
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -23,12 +27,14 @@ from zoho_orm_store.errors import (
     ConfigurationError,
     MissingDependencyError,
     UndecryptableTokenError,
+    without_frames,
 )
+from zoho_orm_store.forks import tell_forked_children
 from zoho_orm_store.hashing import framed, hash_of
 from zoho_orm_store.record import TokenRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from cryptography.fernet import Fernet
@@ -67,7 +73,10 @@ _PLACE_BYTES = 32
 _LONGEST_CIPHERTEXT = 65_535 - len(f"{MARK}$") - 64
 """What fits into a column of MySQL's, behind the longest key id."""
 
-_RELOAD_AFTER = 5.0
+_RELOAD_AFTER = 1.0
+_REFRESH_AFTER = 60.0
+
+logger = logging.getLogger("zoho_orm_store")
 
 Keys: TypeAlias = "str | bytes | Iterable[str | bytes]"
 
@@ -117,6 +126,10 @@ class TokenCipher(Protocol):
         ...
 
 
+class KeysUnavailableError(CipherError):
+    """The function that gives a `FernetCipher` its keys has failed, when it was asked again."""
+
+
 class FernetCipher:
     """A `TokenCipher` on cryptography's Fernet: AES in CBC mode, authenticated by HMAC-SHA256.
 
@@ -125,10 +138,11 @@ class FernetCipher:
 
     Args:
         keys: Keys as ``zoho-orm-store keys generate`` makes them: one, several, or a function that
-            returns them, such as a call to a secret manager. The function is called now, and
-            again when a token meets a key that is not among them, at most every five seconds: so
-            that running workers learn of a new key. ``None`` takes the environment variable
-            ``ZOHO_ORM_STORE_KEYS``, where commas or blanks separate keys.
+            returns them, such as a call to a secret manager. The function is called now; again
+            when a token meets a key that is not among them, at most once a second; and, if the
+            keys are older than a minute, when a token is saved: so that running workers learn of
+            a new key. ``None`` takes the environment variable ``ZOHO_ORM_STORE_KEYS``, where
+            commas or blanks separate keys.
         encrypts: Whether new values are encrypted. ``False`` only decrypts, for the time in which
             some workers have no keys yet, or shall soon have none any more.
 
@@ -137,20 +151,27 @@ class FernetCipher:
         MissingDependencyError: The package cryptography is not installed.
     """
 
+    @without_frames
     def __init__(
         self, keys: Keys | Callable[[], Keys] | None = None, *, encrypts: bool = True
     ) -> None:
-        self._load = keys if callable(keys) else None
+        self._ring: dict[str, Fernet] = {}
         self._encrypts = encrypts
+        self._load = keys if callable(keys) else None
         given = _from_environment() if keys is None else keys() if callable(keys) else keys
         self._ring, problem = _ring_of(given)
-        # A traceback that shows local variables must not show keys (rule G3).
-        del keys, given
         if problem:
             raise ConfigurationError(problem)
-        self._loaded_at = monotonic()
+        self._loaded_at = self._asked_at = monotonic()
+        self._lock = Lock()
+        tell_forked_children(self)
+
+    def _forked(self) -> None:
+        """Start anew in a forked child, where nobody is loading keys."""
+        self._lock = Lock()
 
     def __repr__(self) -> str:
+        # A traceback may show the cipher of a constructor that has failed.
         only = "" if self._encrypts else ", encrypts=False"
         return f"FernetCipher(<keys {', '.join(self._ring)}>{only})"
 
@@ -160,7 +181,11 @@ class FernetCipher:
     @property
     def key_id(self) -> str | None:
         """The first key's id, or ``None`` if this cipher only decrypts."""
-        return next(iter(self._ring)) if self._encrypts else None
+        if not self._encrypts:
+            return None
+        if monotonic() - self._asked_at > _REFRESH_AFTER:
+            self._refresh()
+        return next(iter(self._ring))
 
     @property
     def key_ids(self) -> tuple[str, ...]:
@@ -173,21 +198,41 @@ class FernetCipher:
 
     def decrypt(self, ciphertext: str, key_id: str) -> bytes | None:
         """Decrypt with the key that has an id; see `TokenCipher.decrypt`."""
-        from cryptography.fernet import InvalidToken
-
-        fernet = self._ring.get(key_id) or self._reloaded()[key_id]
+        fernet = self._ring.get(key_id) or self._learned(key_id)
         try:
             return fernet.decrypt(ciphertext)
-        except (InvalidToken, ValueError):  # ValueError: no ASCII
+        except _invalid_token():
             return None
 
-    def _reloaded(self) -> Mapping[str, Fernet]:
-        if self._load is not None and monotonic() - self._loaded_at > _RELOAD_AFTER:
-            self._loaded_at = monotonic()
+    def _learned(self, key_id: str) -> Fernet:
+        """A key that the function may name by now. Whoever needs it waits for the first to ask."""
+        with self._lock:
+            if key_id not in self._ring and monotonic() - self._loaded_at > _RELOAD_AFTER:
+                self._reload()
+            return self._ring[key_id]
+
+    def _refresh(self) -> None:
+        """Learn of a new first key now and then, while others go on with the one that is known."""
+        self._asked_at = monotonic()
+        try:
+            with self._lock:
+                self._reload()
+        except KeysUnavailableError as error:
+            logger.warning("%s Until it does, the keys that are known are used.", error)
+
+    def _reload(self) -> None:
+        if self._load is None:
+            return
+        try:
             ring, problem = _ring_of(self._load())
-            if not problem:
-                self._ring = ring
-        return self._ring
+        except Exception as error:  # noqa: BLE001 - a secret manager's client raises what it likes
+            problem = f"It raised {type(error).__name__}."
+        if problem:
+            raise KeysUnavailableError(
+                f"The function that gives a FernetCipher its keys did not name them. {problem}"
+            )
+        self._ring = ring
+        self._loaded_at = self._asked_at = monotonic()
 
 
 def generate_key() -> str:
@@ -368,6 +413,8 @@ def _failure_to_decrypt(
     cipher: TokenCipher, row: Sequence[Any], column: str, error: Exception
 ) -> CipherError:
     task = f"decrypt the {column} of the token with id {row[0]!r}"
+    if isinstance(error, KeysUnavailableError):
+        return CipherError(f"Cannot {task}. {error}")
     return _failure_of(cipher, "decrypt", task, error)
 
 
@@ -390,15 +437,25 @@ def _fernet() -> type[Fernet]:
     raise problem
 
 
+@cache
+def _invalid_token() -> type[Exception]:
+    from cryptography.fernet import InvalidToken
+
+    return InvalidToken
+
+
 def _from_environment() -> str:
     return os.environ.get(KEYS_VARIABLE, "")
 
 
-def _ring_of(given: Keys) -> tuple[dict[str, Fernet], str]:
+def _ring_of(given: object) -> tuple[dict[str, Fernet], str]:
     """The keys by their ids, in their order, or what is wrong with them."""
     fernet, ring = _fernet(), {}
-    texts = re.split(r"[\s,]+", given.strip()) if isinstance(given, str) else given
-    texts = [given] if isinstance(given, bytes) else [*texts]
+    if isinstance(given, bytes):
+        given = given.decode("ascii", "replace")
+    if isinstance(given, str):
+        given = re.split(r"[\s,]+", given.strip())
+    texts = [*given] if isinstance(given, Iterable) else [given]
     if not any(texts):
         return {}, f"There is no key. Pass keys, or set {KEYS_VARIABLE}. {_MAKE_ONE}"
     for number, text in enumerate(texts, 1):
@@ -406,7 +463,7 @@ def _ring_of(given: Keys) -> tuple[dict[str, Fernet], str]:
         if key is None:
             which = f"Key {number} of {len(texts)}" if len(texts) > 1 else "The key"
             return {}, f"{which} is no Fernet key, 44 characters of URL-safe base64. {_MAKE_ONE}"
-        ring[hash_of("key", key.hex()).hex()[:_ID_LENGTH]] = fernet(text)
+        ring[hash_of("key", key.hex()).hex()[:_ID_LENGTH]] = fernet(urlsafe_b64encode(key))
     return ring, ""
 
 
