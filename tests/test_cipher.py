@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from zoho_orm_store import (
     CipherError,
     ConfigurationError,
+    DatabaseError,
     FernetCipher,
     MemoryTokenStore,
     SQLAlchemyTokenStore,
@@ -37,6 +38,7 @@ from zoho_orm_store import (
 )
 from zoho_orm_store.cipher import MARK, SECRET_COLUMNS, Vault, generate_key, key_of
 from zoho_orm_store.cli import app
+from zoho_orm_store.digests import digests_of
 from zoho_orm_store.record import MAX_LENGTHS
 from zoho_orm_store.sdk import SDKException
 
@@ -219,6 +221,19 @@ class TestBoundToItsPlace:
         assert Vault(CIPHER, ("tenant_id", "7")).opened(values) == RECORD
         with pytest.raises(UndecryptableTokenError):
             Vault(CIPHER, ("tenant_id", "8")).opened(values)
+
+    @pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
+    def test_a_row_that_is_given_anothers_identity_is_not_merged(self, connection, cipher):
+        repository = SyncTokenRepository(connection, cipher=cipher)
+        repository.save(RECORD)
+        eves = TokenRecord(user_name="eve", client_id=RECORD.client_id, access_token="1000.eve")
+        update = "UPDATE oauthtoken SET identity = '{}'"
+        connection.exec_driver_sql(update.format(digests_of(eves)["identity"]))
+        with pytest.raises(DatabaseError, match=r"id '1' .* changed by other means") as raised:
+            repository.save(eves)
+        assert not raised.value.retryable
+        assert repository.get("1").user_name == RECORD.user_name
+        assert repository.count() == 1
 
     def test_a_save_that_learns_the_user_seals_the_row_anew(self, connection):
         repository = SyncTokenRepository(connection, cipher=CIPHER)

@@ -258,6 +258,12 @@ class SyncTokenRepository:
             stored = self._one(self._statements.by_identity, {"identity": self._identity(new)})
             if stored is None:
                 raise _changed_meanwhile()
+            if not hits(Rung.IDENTITY, new, stored):
+                raise DatabaseError(
+                    f"The row with id {stored.id!r} holds the identity of the token that is being "
+                    "saved, and is another one: it was changed by other means than this package. "
+                    f"Restore it from a backup, or delete it (zoho-orm-store delete {stored.id!r})."
+                )
             if stored.id == new.id:
                 return stored
         if seen is not None:
