@@ -12,7 +12,7 @@ from operator import methodcaller
 import pytest
 from conftest import CIPHER, empty
 from databases import SERVERS
-from sqlalchemy import create_engine, event, insert, text
+from sqlalchemy import create_engine, event, insert, make_url, text
 from test_cipher import RECORD
 from test_concurrency import ENVIRONMENT, WORKER
 from typer.testing import CliRunner
@@ -168,6 +168,47 @@ class TestRekeying:
         found = read(url, cipher, lambda repository: repository.get("1"))
         assert found.refresh_token == RECORD.refresh_token
         assert {name: getattr(found, name) for name in learned} == learned
+
+
+@pytest.mark.parametrize("journal", ["DELETE", "WAL"])
+def test_no_plain_text_stays_in_a_sqlite_file(tmp_path, journal):
+    path = tmp_path / "tokens.db"
+    url = make_url(f"sqlite:///{path}")
+    provision.upgrade(url)
+    fill(url, 500, None)
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection, record):
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+        connection.execute("PRAGMA secure_delete = OFF")
+
+    def files():
+        return b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+    with engine.connect() as other:
+        assert other.exec_driver_sql("PRAGMA secure_delete").scalar() == 0
+        other.rollback()
+        assert b"1000.r499" in files()
+        rekey_tokens(engine, CIPHER)
+        assert b"1000." not in files().replace(RECORD.client_id.encode(), b"")
+        assert RECORD.client_secret.encode() not in files()
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA secure_delete").scalar() == 0
+    engine.dispose()
+
+
+def test_a_reader_that_stays_does_not_keep_a_rotation_from_ending(tmp_path):
+    url = make_url(f"sqlite:///{tmp_path / 'tokens.db'}?timeout=0.1")
+    provision.upgrade(url)
+    fill(url, 3, None)
+    engine = create_engine(url)
+    with engine.connect() as reader:
+        reader.exec_driver_sql("PRAGMA journal_mode = WAL")
+        reader.exec_driver_sql("BEGIN")
+        reader.exec_driver_sql("SELECT * FROM oauthtoken").all()
+        assert rekey_tokens(url, CIPHER) == (3, 0, ())
+    engine.dispose()
 
 
 @contextmanager

@@ -6,19 +6,23 @@ a run that was cut short is simply started again.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from time import sleep
 from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import exc
 
 from zoho_orm_store.binding import bind_to
 from zoho_orm_store.errors import without_frames
 from zoho_orm_store.models import StoredToken
 from zoho_orm_store.repository import SyncTokenRepository
+from zoho_orm_store.statements import empty_log, secure_delete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Executable
 
     from zoho_orm_store.binding import Binding
     from zoho_orm_store.cipher import TokenCipher
@@ -63,6 +67,9 @@ def rekey_tokens(
     is saved meanwhile is left as it was saved. With a cipher that only decrypts, every token
     becomes plain text.
 
+    SQLite overwrites what was there. Elsewhere it is the database's own vacuuming that does, and
+    no backup or log is ever changed.
+
     Args:
         bind: The database, whose tables must be up to date.
         cipher: What opens the tokens as they are, and encrypts them anew.
@@ -96,6 +103,7 @@ def rekey_tokens(
                 undecryptable += batch.undecryptable
                 on_progress(done, max(total, done))
             left = binding.read(lambda connection: tokens(connection).count_stale())
+        binding.read(_empty_log)
     return RekeySummary(done, left, tuple(undecryptable))
 
 
@@ -103,10 +111,37 @@ def _one_pass(
     binding: Binding, tokens: Callable[[Connection], SyncTokenRepository]
 ) -> Iterator[Rekeyed]:
     after: str | None = ""
+
+    def rekey(connection: Connection) -> Rekeyed:
+        with _overwriting(connection):
+            return tokens(connection).rekey(after=after or "")
+
     while after is not None:
-        start = after
-        batch = binding.write(lambda connection: tokens(connection).rekey(after=start))  # noqa: B023
+        batch = binding.write(rekey)
         yield batch
         after = batch.last
         # Where there is one writer at a time, the workers that wait get their turn.
         sleep(_PAUSE)
+
+
+@contextmanager
+def _overwriting(connection: Connection) -> Iterator[None]:
+    """Let no plain text stay in a SQLite file, in the space that it took."""
+    found = _run(connection, secure_delete)
+    _run(connection, partial(secure_delete, mode=1))
+    try:
+        yield
+    finally:
+        _run(connection, partial(secure_delete, mode=found))
+
+
+def _empty_log(connection: Connection) -> None:
+    # Another one who is reading keeps it; then it is emptied when the last connection is closed.
+    with suppress(exc.DBAPIError):
+        _run(connection, empty_log)
+
+
+def _run(connection: Connection, statement_for: Callable[[str], Executable | None]) -> int | None:
+    """Run what a dialect has a statement for, and return what it says."""
+    statement = statement_for(connection.dialect.name)
+    return None if statement is None else connection.scalar(statement)

@@ -52,10 +52,12 @@ __all__ = [
     "Statements",
     "begin_immediate",
     "commit_schema",
+    "empty_log",
     "lease_statements_for",
     "limit_waiting",
     "lock_schema",
     "scope_parameters",
+    "secure_delete",
     "server_time",
     "statements_for",
     "unlock_schema",
@@ -84,6 +86,8 @@ REVISION: Select[Any] = select(column("version_num")).select_from(table(VERSION_
 _MYSQL_FAMILY = ("mysql", "mariadb")
 _SEALED_COLUMNS = (*SECRET_COLUMNS, "user_name", "client_id")
 _SCHEMA_LOCK = 0x5A6F686F
+_SECURE_DELETE = text("PRAGMA secure_delete")
+_SET_SECURE_DELETE = [text(f"PRAGMA secure_delete = {mode}") for mode in ("OFF", "ON", "FAST")]
 
 
 def begin_immediate() -> TextClause:
@@ -125,6 +129,23 @@ def unlock_schema(dialect: str) -> Select[Any] | None:
     if dialect in _MYSQL_FAMILY:
         return select(func.release_lock(f"zoho_orm_store_{_SCHEMA_LOCK}"))
     return None
+
+
+def secure_delete(dialect: str, mode: int | None = None) -> TextClause | None:
+    """Ask a SQLite connection whether it overwrites what it deletes, or set that.
+
+    Args:
+        dialect: SQLAlchemy's name of the dialect. The servers have no such setting.
+        mode: What to set: 0 off, 1 on, 2 where it costs no more writing.
+    """
+    if dialect != "sqlite":
+        return None
+    return _SECURE_DELETE if mode is None else _SET_SECURE_DELETE[mode]
+
+
+def empty_log(dialect: str) -> TextClause | None:
+    """Write SQLite's write-ahead log into the file, and leave nothing in it."""
+    return text("PRAGMA wal_checkpoint(TRUNCATE)") if dialect == "sqlite" else None
 
 
 def server_time(dialect: str) -> Select[Any] | None:
