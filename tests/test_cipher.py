@@ -604,6 +604,12 @@ class TestFiles:
             assert [file.name for file in files] == ["tokens.db", "tokens.db-shm", "tokens.db-wal"]
             assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"] * 3
 
+    def test_a_file_that_a_link_leads_to_is_too(self, tmp_path):
+        (tmp_path / "link.db").symlink_to("tokens.db")
+        with SQLAlchemyTokenStore(f"sqlite:///{tmp_path / 'link.db'}") as store:
+            store.save_token(make_token(**FULL))
+        assert (tmp_path / "tokens.db").stat().st_mode & 0o777 == 0o600
+
     def test_the_command_lines_too(self, tmp_path):
         path = tmp_path / "tokens.db"
         assert CliRunner().invoke(app, ["upgrade", "--url", f"sqlite:///{path}"]).exit_code == 0

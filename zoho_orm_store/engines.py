@@ -103,13 +103,14 @@ def _make_private(
 ) -> None:
     """Make the file of a new SQLite database, readable by its owner alone.
 
-    SQLite gives its journals the permissions of the file, and takes an empty file for a new
-    database. Where there can be no file, connecting says why.
+    SQLite gives its journals the permissions of the file, takes an empty file for a new database,
+    and follows a link to a file that is not there yet. Where there can be no file, connecting says
+    why.
     """
     path = sqlite_file(str(arguments[0]))
     if path:
         with suppress(OSError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(os.open(os.path.realpath(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _of(engine: E, *, owned: bool) -> Engines[E]:
