@@ -243,6 +243,24 @@ class TestTenants:
         with pytest.raises(SDKException, match="changed by other means"):
             nine.find_token_by_id("2")
 
+    @pytest.mark.parametrize("scope", [None, {"tenant_id": 8}], ids=["none", "another"])
+    def test_a_rotation_without_the_tenants_scope_leaves_its_tokens_alone(self, engine, scope):
+        seven = tenant(engine, 7)
+        seven.save_token(make_token(id="1", **FULL))
+        if scope:
+            with engine.begin() as connection:
+                connection.execute(ZohoToken.__table__.update().values(tenant_id=8))
+        cipher = FernetCipher(generate_key())
+        summary = rekey_tokens(engine, cipher, model=ZohoToken, scope=scope)
+        assert (summary.number, summary.left) == (0, 1)
+        [error] = summary.undecryptable
+        assert error.id == "1"
+        assert "pass scope=" in str(error)
+        assert "changed by other means" in str(error)
+        with engine.begin() as connection:
+            connection.execute(ZohoToken.__table__.update().values(tenant_id=7))
+        assert stored(seven) == [known(make_token(**FULL))]
+
     def test_an_id_that_another_tenant_has_taken_gives_way_E2(self, engine):
         seven = tenant(engine, 7)
         eight = seven.scoped(tenant_id=8)

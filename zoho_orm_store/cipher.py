@@ -51,6 +51,7 @@ __all__ = [
     "Vault",
     "generate_key",
     "key_of",
+    "misplaced",
     "prefix_of",
 ]
 
@@ -381,8 +382,9 @@ _MISSING_KEY = (
     "(zoho-orm-store delete ID) and let its user log in again."
 )
 _CHANGED = (
-    "Its row was changed by other means than this package. Restore it from a backup, or delete it "
-    "(zoho-orm-store delete ID) and let its user log in again."
+    "If it is a tenant's, pass scope=. Otherwise its row was changed by other means than this "
+    "package: restore it from a backup, or delete it (zoho-orm-store delete ID) and let its user "
+    "log in again."
 )
 
 
@@ -397,6 +399,12 @@ def _place(column: str, holder: bytes) -> bytes:
 
 def _garbled(row: Sequence[Any], column: str) -> UndecryptableTokenError:
     return _undecryptable(row, column, "is garbled, or is another token's", _CHANGED)
+
+
+def misplaced(record: TokenRecord) -> UndecryptableTokenError:
+    """Why a token cannot be bound to the place that it is in, which is not this scope's."""
+    row = [getattr(record, name) for name in TokenRecord.__match_args__]
+    return _undecryptable(row, "identity", "is that of another scope or token", _CHANGED)
 
 
 def _undecryptable(

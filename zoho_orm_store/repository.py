@@ -27,7 +27,7 @@ from weakref import WeakSet
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from zoho_orm_store.cipher import Vault, key_of
+from zoho_orm_store.cipher import Vault, key_of, misplaced
 from zoho_orm_store.dialects import (
     connect_failure_of,
     failure_of,
@@ -75,7 +75,7 @@ from zoho_orm_store.statements import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, CursorResult, Engine, Executable, Select
+    from sqlalchemy import Connection, CursorResult, Engine, Executable, Row, Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from zoho_orm_store.cipher import TokenCipher
@@ -339,6 +339,13 @@ class SyncTokenRepository:
         except UndecryptableTokenError as error:
             return error.with_traceback(None)
 
+    def _opened_as_ours(self, row: Row[Any]) -> TokenRecord | UndecryptableTokenError:
+        """The record of a row of this scope, to whose place it may be bound anew."""
+        opened = self._opened(row[: len(RECORD_COLUMNS)])
+        if isinstance(opened, TokenRecord) and self._identity(opened) != row.identity:
+            return misplaced(opened)
+        return opened
+
     def stream(
         self,
         *,
@@ -431,7 +438,7 @@ class SyncTokenRepository:
         statement = self._statements.stale(plain=self._vault.prefix is None)
         parameters = self._staleness() | {"after": after, "limit": limit}
         found = self._execute(statement, parameters).all()
-        opened = [(row, self._opened(row)) for row in found]
+        opened = [(row, self._opened_as_ours(row)) for row in found]
         undecryptable = [each for _, each in opened if isinstance(each, UndecryptableTokenError)]
         changes = [
             self._vault.sealed(record) | self._statements.seen(row) | scope_parameters(self._scope)

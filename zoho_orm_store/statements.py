@@ -409,12 +409,15 @@ class Statements:
     def stale(self, *, plain: bool) -> Select[Any]:
         """The rows after the id ``after``, at most ``limit``, that a `rekey` is to change.
 
+        With their identity digest as a last column.
+
         Args:
             plain: Those that hold anything encrypted. Otherwise those that hold anything that is
                 not encrypted under the key whose values begin with ``prefix``.
         """
         columns = self.table.c
-        page = self.rows.where(self._is_stale(plain), columns.id > bindparam("after"))
+        rows = self.rows.add_columns(columns.identity)
+        page = rows.where(self._is_stale(plain), columns.id > bindparam("after"))
         return page.order_by(columns.id).limit(bindparam("limit"))
 
     @cache
