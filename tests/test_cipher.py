@@ -39,6 +39,7 @@ from zoho_orm_store import (
 from zoho_orm_store.cipher import MARK, SECRET_COLUMNS, Vault, generate_key, key_of
 from zoho_orm_store.cli import app
 from zoho_orm_store.digests import digests_of
+from zoho_orm_store.importers import TokenTable
 from zoho_orm_store.record import MAX_LENGTHS
 from zoho_orm_store.sdk import SDKException
 
@@ -547,7 +548,8 @@ class TestKeys:
 
 class TestPickles:
     def test_nothing_that_holds_secrets_is_pickled(self):
-        for held in (RECORD, CIPHER, MemoryTokenStore(), SQLAlchemyTokenStore("sqlite://")):
+        store, table = SQLAlchemyTokenStore("sqlite://"), TokenTable("sqlite://")
+        for held in (RECORD, CIPHER, MemoryTokenStore(), store, table):
             with pytest.raises(TypeError, match="is not pickled"):
                 pickle.dumps(held)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 from alembic import command
 from conftest import make_token
+from databases import SERVERS, fresh_database
 from leaks import found_in, logs_kept, texts_of
 from rich.pretty import pretty_repr
 from sqlalchemy import create_engine, event, text
@@ -201,6 +202,20 @@ def by_alembic(engine):
         command.upgrade(config, "head")
 
 
+REFUSING_TRIGGERS = {
+    "postgresql": (
+        "CREATE FUNCTION refuse() RETURNS trigger AS $$ BEGIN "
+        "RAISE EXCEPTION 'no % here', NEW.redirect_url; END $$ LANGUAGE plpgsql",
+        "CREATE TRIGGER refuse BEFORE INSERT ON oauthtoken FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ),
+    "mariadb": (
+        "CREATE TRIGGER refuse BEFORE INSERT ON oauthtoken FOR EACH ROW BEGIN "
+        "DECLARE what VARCHAR(100) DEFAULT CONCAT('no ', NEW.redirect_url); "
+        "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = what; END",
+    ),
+}
+
+
 @contextmanager
 def store_on(bind, **options):
     with SQLAlchemyTokenStore(bind, create_schema=False, **options) as store:
@@ -231,6 +246,22 @@ class TestFailures:
             run_sql(url, "ALTER TABLE oauthtoken ADD CONSTRAINT no_rows CHECK (required > 1)")
         with store_on(bind, cipher=cipher) as store:
             assert_nothing_leaks([lambda: store.save_token(token())], failures=1)
+
+    @pytest.mark.parametrize("name", SERVERS)
+    def test_a_row_that_a_trigger_refuses_with_its_values(self, name, tmp_path, cipher):
+        with fresh_database(name, tmp_path) as url:
+            provision.upgrade(url)
+            run_sql(url, *REFUSING_TRIGGERS[name])
+            with store_on(url, cipher=cipher) as store:
+                save = [lambda: store.save_token(token(redirect_url=ACCESS))]
+                assert_nothing_leaks(save, failures=1)
+
+    def test_rows_of_the_applications_that_its_session_flushes(self, bound):
+        _, url = bound
+        with application_engine(url) as engine, Session(engine) as session:
+            session.add(StoredToken(id="1", **FIELDS))  # without what must not be NULL
+            repository = SyncTokenRepository(session)
+            assert_nothing_leaks([repository.count], failures=1)
 
     def test_a_value_that_the_column_cannot_hold(self, bound, cipher):
         bind, url = bound
@@ -398,8 +429,11 @@ class TestFailures:
             lambda: SQLAlchemyTokenStore(f"postgresql://u:{PASSWORD}@host:port/x"),
             lambda: SQLAlchemyTokenStore(f"u:{PASSWORD}@host"),
             lambda: SQLAlchemyTokenStore("sqlite://", timeout=-1),
+            lambda: SQLAlchemyTokenStore(f"sqlite:///x?timeout={PASSWORD}"),
+            lambda: [*TokenTable(f"sqlite:///x?timeout={PASSWORD}")],
+            lambda: [*TokenTable(f"nonsense://u:{PASSWORD}@host/x")],
         ]
-        assert_nothing_leaks(uses, failures=7)
+        assert_nothing_leaks(uses, failures=10)
 
     def test_keys_without_the_package_that_uses_them(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "cryptography.fernet", None)

@@ -24,7 +24,12 @@ from zoho_orm_store.dialects import (
     is_in_autocommit,
 )
 from zoho_orm_store.engines import engines_for
-from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClosedError
+from zoho_orm_store.errors import (
+    DatabaseError,
+    DatabaseTimeoutError,
+    StoreClosedError,
+    without_frames,
+)
 from zoho_orm_store.forks import Gate, tell_forked_children
 from zoho_orm_store.loop import LoopThread
 from zoho_orm_store.statements import begin_immediate, limit_waiting
@@ -45,6 +50,7 @@ _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.25
 
 
+@without_frames
 def bind_to(bind: Bind, *, timeout: float | None = None, retry_for: float | None = None) -> Binding:
     """Bind to a database, without connecting to it.
 

@@ -116,6 +116,9 @@ _SCHEMA_SQLITE = ("no such table", "no such column", "has no column named")
 
 _QUERY_CANCELED = "57014"
 
+_SAID_BY_TRIGGERS = frozenset({"P0001", 1644})
+"""PostgreSQL's RAISE and MySQL's SIGNAL, whose texts are the application's and may hold values."""
+
 
 def is_in_autocommit(connection: Connection) -> bool:
     """Whether each statement on a connection is a transaction of its own."""
@@ -195,7 +198,7 @@ def failure_of(error: Exception) -> DatabaseError:
     if code in _SCHEMA_SQLSTATES or code in _SCHEMA_MYSQL or _says(text, _SCHEMA_SQLITE):
         reported = f"{reported}: {_first_line(text)}"  # It quotes names, and no values.
         return SchemaError(reported, reported=reported)
-    message = f"{reported}: {_without_values(text)}"
+    message = reported if code in _SAID_BY_TRIGGERS else f"{reported}: {_without_values(text)}"
     if code == _QUERY_CANCELED:
         return DatabaseTimeoutError(message)
     retryable = (

@@ -155,6 +155,11 @@ def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[Asyn
         problem = _missing_driver(package, url)
     except exc.ArgumentError as error:
         problem = ConfigurationError(f"The database URL cannot be used: {error}")
+    except (ValueError, TypeError):  # whose texts may hold a value of the URL's query
+        problem = ConfigurationError(
+            "The database URL cannot be used: an option after its question mark has a value of "
+            f"the wrong kind for the driver {dialect.driver}."
+        )
     raise problem
 
 

@@ -36,6 +36,7 @@ from zoho_orm_store.statements import SDK_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import NoReturn
 
     from sqlalchemy import Connection
 
@@ -125,6 +126,9 @@ class TokenTable:
         self._bind = bind
         self._name = name
         self._vault = Vault(cipher)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A TokenTable may hold a password and is not pickled. Make one there.")
 
     def __iter__(self) -> Iterator[Found]:
         """Yield each token, in the order of the ids.

@@ -150,9 +150,9 @@ def _operation(
 
     @wraps(method)
     def operation(self: SyncTokenRepository, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._flush()
         failure: ZohoOrmStoreError
         try:
+            self._flush()
             self._check_revision()
             return method(self, *args, **kwargs)
         except ZohoOrmStoreError as error:
