@@ -379,6 +379,36 @@ class TestCommands:
         assert by_key(database) == {FernetCipher(NEW).key_id: 3}
 
 
+def test_a_downgrade_gives_plain_text_back_that_looks_encrypted_A2(database):
+    looks_encrypted = {"access_token": "$zos1$abc", "refresh_token": "$zos1$$", "grant_token": "$"}
+    with SQLAlchemyTokenStore(database) as store:
+        store._write(methodcaller("save", replace(RECORD, **looks_encrypted)))
+    provision.downgrade(database)
+    engine = create_engine(database)
+    with engine.connect() as connection:
+        [row] = connection.execute(text("SELECT * FROM oauthtoken")).mappings()
+        assert {name: row[name] for name in looks_encrypted} == looks_encrypted
+        connection.rollback()
+        with engine.begin() as other:
+            other.execute(text("DELETE FROM oauthtoken"))
+    engine.dispose()
+    provision.upgrade(database)
+
+
+@pytest.mark.parametrize("cipher", [None, FernetCipher(OLD)], ids=["plain", "encrypted"])
+def test_a_table_that_was_restored_without_its_version_is_taken_as_it_is(database, cipher):
+    fill(database, 3, cipher)
+    before = read(database, cipher, lambda repository: repository.list())
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        for table in ("zoho_orm_store_version", "oauthtoken_refresh_lease"):
+            connection.execute(text(f"DROP TABLE {table}"))
+    engine.dispose()
+    provision.upgrade(database)
+    provision.check(database)
+    assert read(database, cipher, lambda repository: repository.list()) == before
+
+
 def test_a_downgrade_refuses_encrypted_tokens_and_loses_none(database):
     fill(database, 3, FernetCipher(OLD))
     with pytest.raises(provision.SchemaError, match="3 tokens in the table oauthtoken are encr"):

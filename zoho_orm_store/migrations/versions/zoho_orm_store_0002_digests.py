@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
 
-from zoho_orm_store.cipher import KEYS_VARIABLE, MARK, SECRET_COLUMNS
+from zoho_orm_store.cipher import KEYS_VARIABLE, MARK, SECRET_COLUMNS, prefix_of
 from zoho_orm_store.dialects import with_our_errors
 from zoho_orm_store.digests import digests_of
 from zoho_orm_store.errors import InvalidTokenError, SchemaError
@@ -33,6 +33,7 @@ depends_on = None
 TABLE = "oauthtoken"
 LEASES = "oauthtoken_refresh_lease"
 BATCH = 500
+LITERAL = prefix_of("")
 MYSQL_FAMILY = ("mysql", "mariadb")
 
 DIGEST: Any = sa.String(64).with_variant(
@@ -85,21 +86,40 @@ logger = logging.getLogger("zoho_orm_store.migrations")
 
 @with_our_errors
 def upgrade() -> None:
-    if not context.is_offline_mode():
+    to_convert = not context.is_offline_mode() and not was_made_here()
+    if to_convert:
         refuse_encrypted_tokens()
         clear_unreadable_expiries()
     widen()
-    if not context.is_offline_mode():
+    if to_convert:
         clear_blanks()
         convert_rows()
+    if not context.is_offline_mode():
         collapse_identities()
     tighten()
     create_leases()
 
 
+def was_made_here() -> bool:
+    """Whether every row is as this revision leaves it, as in a backup of this table alone.
+
+    Its rows may then be encrypted, and could not be converted.
+    """
+    if not ADDED.keys() <= columns_present():
+        return False
+    is_unfinished = sa.or_(*(rows.c[name].is_(None) for name in REQUIRED))
+    return not op.get_bind().scalar(sa.select(sa.exists().where(is_unfinished)))
+
+
+def begins_with(name: str, beginning: str) -> sa.ColumnElement[bool]:
+    return sa.func.substr(rows.c[name], 1, len(beginning)) == beginning
+
+
 def refuse_encrypted_tokens() -> None:
     """Without their keys there is neither a digest to be made of them, nor a use for the SDK."""
-    is_encrypted = (sa.func.substr(rows.c[name], 1, len(MARK)) == MARK for name in SECRET_COLUMNS)
+    is_encrypted = (
+        sa.and_(begins_with(name, MARK), ~begins_with(name, LITERAL)) for name in SECRET_COLUMNS
+    )
     number = op.get_bind().scalar(sa.select(sa.func.count()).where(sa.or_(*is_encrypted)))
     if number:
         raise SchemaError(
@@ -107,6 +127,14 @@ def refuse_encrypted_tokens() -> None:
             "zoho_orm_store_0002 does not know. Nothing was changed. Run first, with the keys in "
             f"{KEYS_VARIABLE}, at zoho_orm_store_0002: zoho-orm-store decrypt"
         )
+
+
+def take_literal_marks_away() -> None:
+    """Give plain text that looks encrypted back as it was."""
+    for name in SECRET_COLUMNS:
+        plain = sa.func.substr(rows.c[name], len(LITERAL) + 1)
+        marked = sa.update(rows).where(begins_with(name, LITERAL))
+        op.get_bind().execute(marked.values({name: plain}))
 
 
 def clear_unreadable_expiries() -> None:
@@ -263,6 +291,7 @@ def downgrade() -> None:
     """Take our columns away; the SDK's keep their wider types, so that no value is cut."""
     if not context.is_offline_mode():
         refuse_encrypted_tokens()
+        take_literal_marks_away()
     op.drop_table(LEASES)
     for name in INDEXED:
         op.drop_index(f"ix_{TABLE}_{name}", TABLE)
