@@ -217,8 +217,16 @@ class TestErrors:
             ["current", "--ulr=URL"],
         ],
     )
-    def test_no_password_is_shown(self, run, args):
-        secret = "postgresql+psycopg://me:s3cr:t@127.0.0.1:1/name"
+    @pytest.mark.parametrize(
+        "secret",
+        [
+            "postgresql+psycopg://me:s3cr:t@127.0.0.1:1/name",
+            "postgresql+psycopg://me@127.0.0.1:1/name?password=s3cr:t",
+            "postgresql+psycopg:/me:s3cr:t@127.0.0.1:1/name",
+            "me:s3cr:t@127.0.0.1",
+        ],
+    )
+    def test_no_password_is_shown(self, run, args, secret):
         result = run(*(arg.replace("URL", secret) for arg in args))
         assert result.exit_code in (1, 2)
         assert "s3cr" not in result.output

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from zohocrmsdk.src.com.zoho.api.authenticator.store import FileStore
 
 from zoho_orm_store import SQLAlchemyTokenStore, StoredToken, SyncTokenRepository, TokenRecord
+from zoho_orm_store.binding import bind_to
 from zoho_orm_store.cli import app
 from zoho_orm_store.digests import digests_of
 from zoho_orm_store.record import utc_now
@@ -188,6 +189,22 @@ class TestDoctor:
         assert result.exit_code == 1
         assert "WRONG  No tables of this package" in result.stdout
         assert "zoho-orm-store upgrade" in result.stdout
+
+    def test_a_large_table_may_take_its_time(self, run, stored, monkeypatch):
+        limits = []
+
+        def bind(url, *, timeout, **options):
+            limits.append(timeout)
+            return bind_to(url, timeout=timeout, **options)
+
+        def count(self, **filters):
+            limits.append("count")
+            return 0
+
+        monkeypatch.setattr("zoho_orm_store.binding.bind_to", bind)
+        monkeypatch.setattr(SyncTokenRepository, "count", count)
+        assert run("doctor").exit_code == 0
+        assert limits == [15.0, None, "count", "count"]
 
     def test_no_server(self, monkeypatch):
         monkeypatch.setenv("ZOHO_ORM_STORE_URL", "postgresql+psycopg://u:s3cret@127.0.0.1:1/d")

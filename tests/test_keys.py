@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from zoho_orm_store import (
 from zoho_orm_store.cipher import Vault, generate_key
 from zoho_orm_store.cli import app
 from zoho_orm_store.digests import digests_of
-from zoho_orm_store.keys import rekey_tokens
+from zoho_orm_store.keys import RekeySummary, rekey_tokens
 from zoho_orm_store.record import utc_now
 
 OLD, NEW = generate_key(), generate_key()
@@ -302,6 +303,38 @@ class TestCommands:
         assert run("decrypt", "--yes", keys=[NEW]).stdout == "Tokens changed: 3.\n"
         assert run("keys", "status").stdout.split() == ["plain", "text", "3"]
 
+    def test_the_progress_of_a_number_that_is_not_round(self, run, database):
+        fill(database, 2_050, FernetCipher(OLD))
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            spoil = "UPDATE oauthtoken SET access_token = '$zos1$x$' WHERE id = :id"
+            connection.execute(text(spoil), {"id": f"{7:032x}"})
+        engine.dispose()
+        told = run("keys", "rotate", keys=[NEW, OLD]).stderr
+        assert re.findall(r"(\d+) of 2050 tokens", told) == ["1099", "2049"]
+
+    def test_what_names_no_key_is_counted_as_garbled(self, run, database):
+        fill(database, 3, FernetCipher(OLD))
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            spoil = text("UPDATE oauthtoken SET grant_token = :value WHERE id = :id")
+            for number, value in enumerate(("$zos1$\x1b[2J$x", f"$zos1${'k' * 65}$", "$zos1$k")):
+                connection.execute(spoil, {"id": f"{number:032x}", "value": value})
+        engine.dispose()
+        lines = run("keys", "status", keys=[OLD]).stdout.splitlines()
+        assert lines[-1].split() == ["garbled", "3", "changed", "by", "other", "means"]
+        assert len(lines) == 3
+
+    def test_what_is_left_by_workers_that_go_on_encrypting(self, run, monkeypatch):
+        left = RekeySummary(0, 3, ())
+        monkeypatch.setattr("zoho_orm_store.keys.rekey_tokens", lambda *_, **__: left)
+        told = run("decrypt", "--yes", keys=[OLD]).stderr
+        assert told == (
+            "3 tokens were saved meanwhile by workers that still encrypt. "
+            "Restart those with encrypts=False, and run this again.\n"
+        )
+        assert "with the new keys" in run("keys", "rotate", keys=[OLD]).stderr
+
     def test_a_wrong_key(self, run, database):
         fill(database, 30, FernetCipher(OLD))
         result = run("keys", "rotate", keys=[NEW])
@@ -341,7 +374,12 @@ class TestCommands:
             "plain",
         ]
         assert "2 of them cannot be decrypted" in listed.stderr
-        assert len(run("list", "--json").stdout.splitlines()) == 3
+        assert listed.exit_code == 1
+        as_json = run("list", "--json")
+        assert as_json.exit_code == 1
+        lines = [json.loads(line) for line in as_json.stdout.splitlines()]
+        assert [line.get("undecryptable") for line in lines] == [True, True, None]
+        assert run("list", "--json", keys=[OLD]).exit_code == 0
         shown = run("show", f"{1:032x}")
         assert shown.exit_code == 1
         assert "user 1" in shown.stdout

@@ -251,8 +251,14 @@ def prefix_of(key_id: str) -> str:
 
 
 def key_of(stored: str) -> str | None:
-    """The id of the key that a stored value is encrypted under, or ``None`` for plain text."""
-    return stored[len(MARK) :].partition("$")[0] or None if stored.startswith(MARK) else None
+    """The id of the key that a stored value is encrypted under.
+
+    ``None`` stands for plain text, and ``""`` for what is garbled and names no key.
+    """
+    if not stored.startswith(MARK) or stored.startswith(prefix_of("")):
+        return None
+    key_id, separator, _ = stored[len(MARK) :].partition("$")
+    return key_id if separator and _KEY_ID.fullmatch(key_id) else ""
 
 
 class Vault:

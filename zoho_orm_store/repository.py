@@ -462,9 +462,10 @@ class SyncTokenRepository:
 
     @_operation
     def count_by_key(self) -> dict[str | None, int]:
-        """Count the tokens under each key, by its id; ``None`` stands for plain text.
+        """Count the tokens under each key, by its id.
 
-        A token with secrets under several keys counts for each of them.
+        ``None`` stands for plain text, and ``""`` for what is garbled and names no key. A token
+        with secrets under several keys counts for each of them.
         """
         counted: Counter[str | None] = Counter()
         for row in self._execute(self._statements.keys):

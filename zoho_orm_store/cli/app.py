@@ -39,7 +39,7 @@ class _Commands(TyperGroup):
         except Exception as error:
             # A usage error quotes what it did not expect, such as a URL without its --url.
             if hasattr(error, "message"):
-                error.message = re.sub(r"://\S*@", "://***@", str(error.message))
+                error.message = re.sub(r"\S*(://|[@=?]\w)\S*", "***", str(error.message))
             raise
 
 

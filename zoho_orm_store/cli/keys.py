@@ -12,6 +12,8 @@ from zoho_orm_store.cli.app import Url, Yes, app, ask, cipher_given
 from zoho_orm_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zoho_orm_store.cipher import FernetCipher
 
 _SHOWN = 10
@@ -53,8 +55,11 @@ def status(url: Url) -> None:
         note = "encrypts new tokens" if number == 0 else "decrypts"
         _echo_count(f"key {key_id}", counted.pop(key_id, 0), note)
     _echo_count("plain text", counted.pop(None, 0), "")
+    garbled = counted.pop("", 0)
     for other, count in sorted(counted.items(), key=str):
         _echo_count(f"key {other}", count, f"not in {KEYS_VARIABLE}")
+    if garbled:
+        _echo_count("garbled", garbled, "changed by other means")
 
 
 @keys.command()
@@ -93,7 +98,7 @@ def _rekey(url: str, cipher: FernetCipher) -> None:
     from zoho_orm_store.keys import rekey_tokens
 
     provision.check(url)
-    summary = rekey_tokens(url, cipher, on_progress=_progress)
+    summary = rekey_tokens(url, cipher, on_progress=_progress())
     typer.echo(f"Tokens changed: {summary.number}.")
     for problem in summary.undecryptable[:_SHOWN]:
         typer.echo(f"Left as it was: {problem}", err=True)
@@ -101,18 +106,29 @@ def _rekey(url: str, cipher: FernetCipher) -> None:
         typer.echo(f"Left as they were: {len(summary.undecryptable) - _SHOWN} more.", err=True)
     by_others = summary.left - len(summary.undecryptable)
     if by_others > 0:
+        others, cure = "use other keys", "the new keys"
+        if cipher.key_id is None:
+            others, cure = "still encrypt", "encrypts=False"
         typer.echo(
-            f"{by_others} tokens were saved meanwhile by workers that use other keys. "
-            "Restart those with the new keys, and run this again.",
+            f"{by_others} tokens were saved meanwhile by workers that {others}. "
+            f"Restart those with {cure}, and run this again.",
             err=True,
         )
     if summary.left:
         raise typer.Exit(1)
 
 
-def _progress(done: int, total: int) -> None:
-    if done % 1000 == 0 and done:
-        typer.echo(f"{done} of {total} tokens", err=True)
+def _progress() -> Callable[[int, int], None]:
+    """What tells of each thousand, however many a batch adds."""
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if done // 1000 > told:
+            told = done // 1000
+            typer.echo(f"{done} of {total} tokens", err=True)
+
+    return tell
 
 
 def _echo_count(what: str, count: int, note: str) -> None:

@@ -52,16 +52,17 @@ def list_tokens(
     """List the tokens, in the order of their ids.
 
     For each: its id, user and client, the data centre, how long its access token still lives, and
-    when it was saved (UTC). --json has every value; secrets are masked, unless --reveal.
+    when it was saved (UTC). --json has every value; secrets are masked, unless --reveal. Exit
+    code 1 means that some cannot be decrypted, which --json marks as undecryptable.
     """
-    show = _json_line(reveal=reveal) if as_json else _table_line()
+    line = _json_line(reveal=reveal) if as_json else _table_line()
 
     undecryptable: list[UndecryptableTokenError] = []
 
     def print_undecryptable(error: UndecryptableTokenError) -> None:
         undecryptable.append(error)
         if error.record is not None:
-            typer.echo(show(error.record))
+            typer.echo(line(error.record, undecryptable=True))
 
     def print_all(repository: SyncTokenRepository) -> None:
         if not as_json:
@@ -72,13 +73,14 @@ def list_tokens(
             expired=expired,
             on_undecryptable=print_undecryptable,
         ):
-            typer.echo(show(record))
+            typer.echo(line(record))
 
     # What was printed cannot be taken back: a lost connection ends the list.
     _run(url, print_all, retry_for=0)
     if undecryptable:
         number = len(undecryptable)
         typer.echo(f"{number} of them cannot be decrypted. {undecryptable[0]}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -277,14 +279,17 @@ def _known(record: TokenRecord, *, reveal: bool) -> dict[str, Any]:
     return known
 
 
-def _json_line(*, reveal: bool) -> Callable[[TokenRecord], str]:
-    return lambda record: json.dumps(_known(record, reveal=reveal))
+def _json_line(*, reveal: bool) -> Callable[..., str]:
+    def line(record: TokenRecord, **marks: bool) -> str:
+        return json.dumps(_known(record, reveal=reveal) | marks)
+
+    return line
 
 
-def _table_line() -> Callable[[TokenRecord], str]:
+def _table_line() -> Callable[..., str]:
     now = time.time() * 1000
 
-    def line(record: TokenRecord) -> str:
+    def line(record: TokenRecord, **marks: bool) -> str:
         return _columns(
             record.id or "",
             record.user_name or "-",
