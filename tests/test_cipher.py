@@ -546,6 +546,32 @@ class TestKeys:
         assert "self = FernetCipher(<keys >)" in "".join(shown.format())
 
 
+class TestWhatIsNoCipher:
+    @pytest.mark.parametrize("given", [KEY, 7, FernetCipher, Fernet(KEY), object()])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda cipher: SQLAlchemyTokenStore("sqlite://", cipher=cipher),
+            lambda cipher: SyncTokenRepository(None, cipher=cipher),
+            lambda cipher: TokenRepository(None, cipher=cipher),
+            lambda cipher: TokenTable("sqlite://", cipher=cipher),
+        ],
+        ids=["store", "sync repository", "repository", "table"],
+    )
+    def test_it_is_refused_at_construction(self, make, given):
+        with pytest.raises(ConfigurationError, match="must be an object with key_id, encrypt, dec"):
+            make(given)
+
+    def test_a_key_id_that_fails_is_not_asked_for_yet(self):
+        class Slow(ReversingCipher):
+            key_id = property(lambda self: 1 / 0)
+
+            def __init__(self):
+                pass
+
+        SQLAlchemyTokenStore("sqlite://", cipher=Slow()).close()
+
+
 class TestPickles:
     def test_nothing_that_holds_secrets_is_pickled(self):
         store, table = SQLAlchemyTokenStore("sqlite://"), TokenTable("sqlite://")

@@ -432,8 +432,13 @@ class TestFailures:
             lambda: SQLAlchemyTokenStore(f"sqlite:///x?timeout={PASSWORD}"),
             lambda: [*TokenTable(f"sqlite:///x?timeout={PASSWORD}")],
             lambda: [*TokenTable(f"nonsense://u:{PASSWORD}@host/x")],
+            lambda: [*TokenTable(f"postgresql+psycopg://u:{PASSWORD}@127.0.0.1:1/x")],
+            lambda: SQLAlchemyTokenStore("sqlite://", cipher=KEY),
+            lambda: SyncTokenRepository(None, cipher=KEY),
+            lambda: TokenRepository(None, cipher=KEY),
+            lambda: TokenTable("sqlite://", cipher=KEY),
         ]
-        assert_nothing_leaks(uses, failures=10)
+        assert_nothing_leaks(uses, failures=15)
 
     def test_keys_without_the_package_that_uses_them(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "cryptography.fernet", None)

@@ -49,6 +49,7 @@ __all__ = [
     "FernetCipher",
     "TokenCipher",
     "Vault",
+    "check_cipher",
     "generate_key",
     "key_of",
     "misplaced",
@@ -70,6 +71,7 @@ _HOLDER_LENGTH = len(("id", "user_name", "client_id"))
 _MARK_LENGTH = len(MARK)
 _COLUMN_FRAMED = {name: framed(name) for name in SECRET_COLUMNS}
 _KEY_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+_MEMBERS = ("key_id", "encrypt", "decrypt")
 _PLACE_BYTES = 32
 _LONGEST_CIPHERTEXT = 65_535 - len(f"{MARK}$") - 64
 """What fits into a column of MySQL's, behind the longest key id."""
@@ -261,15 +263,37 @@ def key_of(stored: str) -> str | None:
     return key_id if separator and _KEY_ID.fullmatch(key_id) else ""
 
 
+def check_cipher(cipher: object) -> None:
+    """Refuse what is given for a cipher and is none.
+
+    Raises:
+        ConfigurationError: It lacks a member of `TokenCipher`, or is a class.
+    """
+    if cipher is None:
+        return
+    # On the type first: a property of the object's may be slow, and may fail.
+    has_all = all(hasattr(type(cipher), name) or hasattr(cipher, name) for name in _MEMBERS)
+    if isinstance(cipher, type) or not has_all:
+        given = cipher.__name__ if isinstance(cipher, type) else f"a {type(cipher).__name__}"
+        raise ConfigurationError(
+            f"The cipher must be an object with {', '.join(_MEMBERS)}, such as "
+            f"FernetCipher(keys), and not {given}."
+        )
+
+
 class Vault:
     """Turns the secrets of a record into what is stored, and back.
 
     Args:
         cipher: What encrypts, or ``None``, which keeps plain text and cannot read anything else.
         fence: What else the place of a value is made of: the values of a scope.
+
+    Raises:
+        ConfigurationError: What is given for a cipher is none.
     """
 
     def __init__(self, cipher: TokenCipher | None, fence: tuple[str, ...] = ()) -> None:
+        check_cipher(cipher)
         self._cipher = cipher
         self._fence = framed(*fence)
 

@@ -118,8 +118,12 @@ class TokenTable:
         bind: The database.
         name: The table's name.
         cipher: What decrypts the tokens in a table of this package.
+
+    Raises:
+        ConfigurationError: What is given for a cipher is none.
     """
 
+    @without_frames
     def __init__(
         self, bind: Bind, name: str = "oauthtoken", *, cipher: TokenCipher | None = None
     ) -> None:

@@ -27,7 +27,7 @@ from weakref import WeakSet
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from zoho_orm_store.cipher import Vault, key_of, misplaced
+from zoho_orm_store.cipher import Vault, check_cipher, key_of, misplaced
 from zoho_orm_store.dialects import (
     connect_failure_of,
     failure_of,
@@ -49,6 +49,7 @@ from zoho_orm_store.errors import (
     SchemaError,
     UndecryptableTokenError,
     ZohoOrmStoreError,
+    without_frames,
 )
 from zoho_orm_store.matching import (
     Rung,
@@ -185,9 +186,11 @@ class SyncTokenRepository:
             both kinds may stand side by side.
 
     Raises:
-        ConfigurationError: The model lacks something, or the scope does not fit it.
+        ConfigurationError: The model lacks something, the scope does not fit it, or what is given
+            for a cipher is none.
     """
 
+    @without_frames
     def __init__(
         self,
         session: Session | Connection,
@@ -644,9 +647,11 @@ class TokenRepository:
         cipher: What encrypts the secrets in the table; see `SyncTokenRepository`.
 
     Raises:
-        ConfigurationError: The model lacks something, or the scope does not fit it.
+        ConfigurationError: The model lacks something, the scope does not fit it, or what is given
+            for a cipher is none.
     """
 
+    @without_frames
     def __init__(
         self,
         session: AsyncSession | AsyncConnection,
@@ -656,6 +661,7 @@ class TokenRepository:
         cipher: TokenCipher | None = None,
     ) -> None:
         scope_of(token_table(model, scope or ()), scope)
+        check_cipher(cipher)
         self._session = session
         self._options: dict[str, Any] = {
             "model": model,

@@ -10,6 +10,7 @@ from sqlalchemy import URL
 
 from zoho_orm_store.adapter import TokenStoreAdapter
 from zoho_orm_store.binding import bind_to
+from zoho_orm_store.cipher import check_cipher
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import (
     ConfigurationError,
@@ -99,6 +100,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         self._model = model
         leases = lease_table(lease_model)
         self._scope = _scope_in(model, scope)
+        check_cipher(cipher)
         self._cipher = cipher
         self._binding = bind_to(bind, timeout=timeout)
         self._coordinator = (
