@@ -138,7 +138,7 @@ class TestRekeying:
         saved = TokenRecord(id=f"{2:032x}", access_token="1000.meanwhile")
         meanwhile = saved_before_the_update(engine, url, FernetCipher(OLD), saved)
         with meanwhile, engine.begin() as connection:
-            SyncTokenRepository(connection, cipher=cipher).rekey()
+            assert SyncTokenRepository(connection, cipher=cipher).rekey().number == 4
         engine.dispose()
         assert by_key(url) == {cipher.key_id: 4, FernetCipher(OLD).key_id: 1}
         assert rekey_tokens(url, cipher) == (1, 0, ())

@@ -368,6 +368,22 @@ class TestFailures:
 
         assert_nothing_leaks([lambda: asyncio.run(save())], failures=1)
 
+    @pytest.mark.parametrize("kind", ["url", "engine"])
+    def test_a_store_on_an_async_driver(self, empty_database, cipher, kind):
+        drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+asyncmy"}
+        driver = drivers.get(empty_database.get_backend_name(), "postgresql+asyncpg")
+        bind = url = empty_database.set(drivername=driver)
+        provision.upgrade(url)
+        if kind == "engine":
+            bind = create_async_engine(url)
+        with store_on(bind, cipher=cipher) as store:
+            store.save_token(token(id="1"))
+            assert_nothing_leaks([lambda: store.save_token(token(id="1", user="eve"))], failures=1)
+            run_sql(empty_database, "ALTER TABLE oauthtoken DROP COLUMN redirect_url")
+            assert_nothing_leaks(store_uses(store), failures=5)
+            run_sql(empty_database, "DROP TABLE oauthtoken")
+            assert_nothing_leaks(store_uses(store), failures=5)
+
     def test_imports_and_exports(self, bound, cipher, tmp_path):
         bind, url = bound
         path = tmp_path / "sdk_tokens.txt"

@@ -132,7 +132,8 @@ class Rekeyed(NamedTuple):
 
     Attributes:
         last: The id after which to go on, or ``None`` where no tokens are left.
-        number: How many tokens were encrypted anew, those among them that were saved meanwhile.
+        number: How many tokens were encrypted anew. A driver that does not tell, as asyncpg,
+            counts those among them that were saved meanwhile.
         undecryptable: Why others were left as they are.
     """
 
@@ -448,11 +449,14 @@ class SyncTokenRepository:
             for row, record in opened
             if isinstance(record, TokenRecord)
         ]
+        number = len(changes)
         if changes:
-            self._connection().execute(self._statements.rekey, changes)
+            updated = self._connection().execute(self._statements.rekey, changes)
+            if updated.supports_sane_multi_rowcount():
+                number = updated.rowcount
             self._expire_loaded()
         last = found[-1].id if found else None
-        return Rekeyed(last, len(changes), undecryptable)
+        return Rekeyed(last, number, undecryptable)
 
     @_operation
     def count_stale(self) -> int:
