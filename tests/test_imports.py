@@ -14,7 +14,7 @@ import zoho_orm_store
 PACKAGE = Path(zoho_orm_store.__file__).parent
 
 LAYERS = [
-    {"errors", "hashing"},
+    {"errors", "forks", "hashing"},
     {"record", "revisions"},
     {"matching", "cipher"},
     {
@@ -23,7 +23,6 @@ LAYERS = [
         "statements",
         "dialects",
         "loop",
-        "forks",
         "engines",
         "binding",
         "scopes",
