@@ -485,14 +485,19 @@ class TestKeys:
     def test_a_function_that_fails_is_no_missing_key(self, monkeypatch, caplog, again, reason):
         key = generate_key()
         record = sealed(RECORD, FernetCipher(generate_key()))
-        answers = [lambda: key]
-        cipher = FernetCipher(lambda: (answers.pop() if answers else again)())
+        answers, calls = [lambda: key], []
+        cipher = FernetCipher(lambda: (calls.append(1), answers.pop() if answers else again)[1]())
         pass_time(monkeypatch, 61)
         with pytest.raises(CipherError, match=f"token with id '1'.*function.*{reason}") as raised:
             opened(record, cipher)
         assert not isinstance(raised.value, UndecryptableTokenError)
         assert raised.value.__context__ is None
+        # Everybody is told so for a second, before the function is asked again.
+        with pytest.raises(CipherError, match=reason):
+            opened(record, cipher)
+        assert len(calls) == 2
         # What is saved goes on under the key that is known, with a warning a minute.
+        pass_time(monkeypatch, 200)
         assert sealed(RECORD, cipher) != sealed(RECORD, cipher)
         assert cipher.key_id == FernetCipher(key).key_id
         [warning] = [each.getMessage() for each in caplog.records]

@@ -159,6 +159,7 @@ class FernetCipher:
         self, keys: Keys | Callable[[], Keys] | None = None, *, encrypts: bool = True
     ) -> None:
         self._ring: dict[str, Fernet] = {}
+        self._problem = ""
         self._encrypts = encrypts
         self._load = keys if callable(keys) else None
         given = _from_environment() if keys is None else keys() if callable(keys) else keys
@@ -210,8 +211,11 @@ class FernetCipher:
     def _learned(self, key_id: str) -> Fernet:
         """A key that the function may name by now. Whoever needs it waits for the first to ask."""
         with self._lock:
-            if key_id not in self._ring and monotonic() - self._loaded_at > _RELOAD_AFTER:
-                self._reload()
+            if key_id not in self._ring:
+                if monotonic() - self._loaded_at > _RELOAD_AFTER:
+                    self._reload()
+                elif self._problem:
+                    raise KeysUnavailableError(self._problem)
             return self._ring[key_id]
 
     def _refresh(self) -> None:
@@ -229,13 +233,14 @@ class FernetCipher:
         try:
             ring, problem = _ring_of(self._load())
         except Exception as error:  # noqa: BLE001 - a secret manager's client raises what it likes
-            problem = f"It raised {type(error).__name__}."
-        if problem:
-            raise KeysUnavailableError(
-                f"The function that gives a FernetCipher its keys did not name them. {problem}"
-            )
-        self._ring = ring
+            ring, problem = self._ring, f"It raised {type(error).__name__}."
         self._loaded_at = self._asked_at = monotonic()
+        self._problem = problem and (
+            f"The function that gives a FernetCipher its keys did not name them. {problem}"
+        )
+        if problem:
+            raise KeysUnavailableError(self._problem)
+        self._ring = ring
 
 
 def generate_key() -> str:
