@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conftest import make_token
 
@@ -28,41 +28,48 @@ ENVIRONMENT = os.environ | {
 }
 
 
+_idle: list[Process] = []
+"""Processes that have done their work. To start one takes a second, most of it for the SDK."""
+
+
 class Process:
     """A worker process; see `sdk_worker.Worker` for what it is given."""
 
-    def __init__(self, given):
+    def __init__(self) -> None:
+        self.is_idle = True
         self._popen = subprocess.Popen(
             [sys.executable, str(HERE / "sdk_worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
         )
-        self.tell(json.dumps(given))
 
-    def tell(self, line):
-        self._popen.stdin.write(f"{line}\n")
-        self._popen.stdin.flush()
+    def prepare(self, given: dict[str, object]) -> None:
+        self.is_idle = False
+        self._tell(json.dumps(given))
 
-    def wait_until_ready(self):
-        assert self._popen.stdout.readline() == "READY\n", self._popen.stderr.read()
+    def wait_until_ready(self) -> None:
+        assert self._popen.stdout.readline() == "READY\n"
 
-    def go(self):
-        self.tell("GO")
+    def go(self) -> None:
+        self._tell("GO")
 
-    def signal(self, number):
+    def signal(self, number: int) -> None:
         self._popen.send_signal(number)
 
-    def result(self, timeout=60):
-        out, errors = self._popen.communicate(timeout=timeout)
-        assert self._popen.returncode == 0, errors
-        return json.loads(out)
+    def result(self) -> dict[str, Any]:
+        result = json.loads(self._popen.stdout.readline())
+        self.is_idle = True
+        return result
 
-    def kill(self):
+    def kill(self) -> None:
         self._popen.kill()
         self._popen.communicate()
+
+    def _tell(self, line: str) -> None:
+        self._popen.stdin.write(f"{line}\n")
+        self._popen.stdin.flush()
 
 
 @contextmanager
@@ -76,14 +83,25 @@ def processes(
         "folder": str(folder),
         "token": token,
     }
-    made = [Process(given) for _ in range(number)]
+    chosen = [_idle.pop() if _idle else Process() for _ in range(number)]
     try:
-        for each in made:
+        for each in chosen:
+            each.prepare(given)
+        for each in chosen:
             each.wait_until_ready()
-        yield made
+        yield chosen
     finally:
-        for each in made:
-            each.kill()
+        for each in chosen:
+            if each.is_idle:
+                _idle.append(each)
+            else:
+                each.kill()
+
+
+def stop_processes() -> None:
+    """End the processes that are kept for later."""
+    while _idle:
+        _idle.pop().kill()
 
 
 def store_expired(url: URL, zoho: LoopbackZoho) -> str:
@@ -101,10 +119,10 @@ def store_expired(url: URL, zoho: LoopbackZoho) -> str:
     return token.get_id()
 
 
-def run(processes, timeout=60):
+def run(processes):
     for process in processes:
         process.go()
-    results = [process.result(timeout) for process in processes]
+    results = [process.result() for process in processes]
     return results, [failure for result in results for failure in result["failures"]]
 
 

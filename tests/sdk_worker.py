@@ -1,7 +1,7 @@
 """A worker process that uses the real SDK in several threads: python sdk_worker.py.
 
 What it is to do comes as a line of JSON on stdin. It prints READY, does it when another line comes,
-and prints what happened as JSON.
+and prints what happened as a line of JSON; and so on, until stdin ends.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ class Worker:
 
 
 def main() -> None:
-    worker = Worker(json.loads(sys.stdin.readline()))
-    worker.start()
-    print("READY", flush=True)
-    sys.stdin.readline()
-    json.dump(worker.run(), sys.stdout)
-    sys.stdout.flush()
-    worker.store.close()
-    assert threading.active_count() == 1
+    for line in sys.stdin:
+        worker = Worker(json.loads(line))
+        worker.start()
+        print("READY", flush=True)
+        sys.stdin.readline()
+        print(json.dumps(worker.run()), flush=True)
+        worker.store.close()
+        assert threading.active_count() == 1
 
 
 if __name__ == "__main__":

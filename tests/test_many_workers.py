@@ -22,6 +22,12 @@ def zoho():
         yield zoho
 
 
+@pytest.fixture(scope="module", autouse=True)
+def processes_that_end():
+    yield
+    sdk_processes.stop_processes()
+
+
 @pytest.fixture
 def processes(database, zoho, tmp_path):
     """Makes worker processes, all of them ready to go."""
@@ -178,8 +184,8 @@ def gaps_between_refreshes(zoho):
 def test_64_callers_refresh_once_in_a_usable_life_for_a_minute(processes, zoho, expired):
     zoho.max_refreshes = None
     zoho.access_token_lifetime = LIFETIME
-    with processes(16, token={"id": expired}, threads=4, seconds=60, pause=0.3) as workers:
-        results, failures = run(workers, 150)
+    with processes(16, token={"id": expired}, threads=4, seconds=60, pause=0.5) as workers:
+        results, failures = run(workers)
     assert failures == []
     assert zoho.counts.refused == 0
     gaps = gaps_between_refreshes(zoho)
@@ -196,8 +202,8 @@ def test_with_ahead_nobody_ever_waits_or_sees_an_expired_token(processes, zoho, 
     # From the fourth second of ten on, up to the sixth.
     with processes(
         4, token={"id": expired}, threads=2, seconds=25, pause=0.05, policy={"ahead": 7}
-    ) as w:
-        results, failures = run(w, 100)
+    ) as workers:
+        results, failures = run(workers)
     assert failures == []
     assert total(results, "ahead") >= 4
     assert total(results, "ahead") >= total(results, "acquired") - 1

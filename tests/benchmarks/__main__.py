@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import budgets
 from databases import SERVERS, why_unreachable
+from sdk_processes import stop_processes
 
 BENCHMARKS = {
     "lookup": (budgets.sqlite_lookup, ()),
@@ -62,6 +63,7 @@ def main() -> int:
                     f"{result.budget:.3g}",
                     "[green]met" if result.is_met else "[bold red]over",
                 )
+    stop_processes()
     console.print(table)
     return 0 if all_met else 1
 
