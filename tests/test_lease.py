@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, event, text
 from zoho_orm_store import RefreshLease
 from zoho_orm_store.lease import Leases, lease_key
 from zoho_orm_store.scopes import EVERYTHING, Scope
-from zoho_orm_store.statements import LeaseStatements
+from zoho_orm_store.statements import LeaseStatements, server_time
 
 KEY = lease_key("refresh_token", "1000.refresh", "ada", EVERYTHING)
 OTHER_KEY = lease_key("refresh_token", "1000.refresh", "bob", EVERYTHING)
@@ -167,6 +167,33 @@ def test_a_server_goes_by_its_own_clock(engine, leases, monkeypatch):
     seen = leases.holder(KEY)
     assert seen.is_over == is_a_file
     assert leases.take(KEY, "bob's", 10, seen).owner == ("bob's" if is_a_file else "ada's")
+
+
+def test_a_failure_is_over_even_if_the_clock_is_set_back_after_it(engine, leases):
+    leases.take(KEY, "ada's", 10)
+    leases.fail(KEY, "ada's", 2)
+    with engine.begin() as connection:
+        connection.execute(TABLE.update().values(expires_at=TABLE.c.expires_at + 3_600_000))
+    mark = leases.holder(KEY)
+    assert mark.left > 3000
+    assert mark.is_over
+    assert leases.take(KEY, "bob's", 10, mark).owner == "bob's"
+
+
+def test_a_servers_clock_is_that_of_the_world_whatever_its_time_zone(database):
+    statement = server_time(database.get_backend_name())
+    if statement is None:
+        return
+    engine = create_engine(database)
+    with engine.connect() as connection:
+        zone = "SET TIME ZONE 'Europe/Berlin'"
+        if database.get_backend_name() == "mysql":
+            zone = "SET time_zone = '+02:00'"
+            sql = str(statement.compile(engine))
+            assert "utc_timestamp(" in sql, "NOW() has an hour twice where summer time ends"
+        connection.execute(text(zone))
+        assert abs(float(connection.scalar(statement)) - time.time()) < 2
+    engine.dispose()
 
 
 def test_the_key_tells_tokens_users_and_tenants_apart():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import exc
 
 from zoho_orm_store.hashing import hash_of
-from zoho_orm_store.statements import lease_statements_for
+from zoho_orm_store.statements import FAILED, lease_statements_for
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Holder", "Leases", "lease_key"]
 
 _SWEPT_AFTER = 60.0
-
-_FAILED = "failed "
-"""What stands before the number of failures, in place of an owner."""
 
 
 class Holder(NamedTuple):
@@ -43,12 +40,12 @@ class Holder(NamedTuple):
     @property
     def is_over(self) -> bool:
         """Whether anyone may take the lease."""
-        return self.left <= 0
+        return self.failures > 0 or self.left <= 0
 
     @property
     def failures(self) -> int:
         """How many refreshes in a row have failed; 0, if the last one did not."""
-        return int(self.owner[len(_FAILED) :]) if self.owner.startswith(_FAILED) else 0
+        return int(self.owner[len(FAILED) :]) if self.owner.startswith(FAILED) else 0
 
 
 def lease_key(field: str, value: str, user_name: str | None, scope: Scope) -> str:
@@ -124,7 +121,7 @@ class Leases:
             owner: Who has it; nothing happens, if that is another one by now.
             failures: How many refreshes in a row have failed with this one.
         """
-        mark = {"lease_key": key, "failed_owner": owner, "mark": f"{_FAILED}{failures}"}
+        mark = {"lease_key": key, "failed_owner": owner, "mark": f"{FAILED}{failures}"}
         self._connection.execute(self._statements.fail, self._clock() | mark)
 
     def sweep(self) -> int:

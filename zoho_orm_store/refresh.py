@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -47,8 +47,10 @@ took for live, and the SDK does not, would be refreshed without a lease."""
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 0.2
 _MOST_FAILURES = 2
+_RECENT = 60.0
+"""Seconds in which a failure counts as one of the same trouble."""
+
 _SWEEP_EVERY = 60.0
-_LONGEST_AHEAD = 1800.0
 _REMEMBERED_FOR = 3600.0
 """Seconds after a lease's end in which a save still finds out that it has lost it."""
 
@@ -88,19 +90,13 @@ class RefreshPolicy:
     ahead: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("lease", 0.001), ("wait", 0), ("ahead", 0)):
+        for name, least, most in (("lease", 0.001, 3600), ("wait", 0, 3600), ("ahead", 0, 1800)):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not isfinite(value) or value < least:
+            if not is_number or not least <= value <= most:
                 raise ConfigurationError(
-                    f"{name} must be a number of seconds{' above 0' if least else ', or 0'}, "
-                    f"not {value!r}."
+                    f"{name} must be a number of seconds, from {least} to {most}, not {value!r}."
                 )
-        if self.ahead > _LONGEST_AHEAD:
-            raise ConfigurationError(
-                f"ahead must be at most {_LONGEST_AHEAD:g} seconds, half an access token's life, "
-                "or tokens are refreshed more often than Zoho allows."
-            )
 
 
 class RefreshStats(NamedTuple):
@@ -204,14 +200,22 @@ class RefreshCoordinator:
             DatabaseError: The database refused or lost an operation.
         """
         record = found or asked
-        if record is None or not _ends_within(record, self._margin if found else SDK_MARGIN):
+        if record is None:
+            return None, None
+        if not _ends_within(record, self._margin if found else SDK_MARGIN):
+            if self._caller.held:
+                self.forget(_key(record, scope))
             return found, None
         key = _key(record, scope)
         if key is None:
             return found, None
         if found is None or not _is_usable(found, asked):
             return self._refresh_or_wait(key, found, asked, look)
-        return self._refresh_ahead(key, found, look)
+        try:
+            return self._refresh_ahead(key, found, look)
+        except ZohoOrmStoreError as error:
+            logger.info("A token could not be refreshed ahead (%.8s): %s", key, error)
+            return found, None
 
     def held_for(self, record: TokenRecord, scope: Scope) -> str | None:
         """The lease of the calling thread that a save of a token ends."""
@@ -241,9 +245,16 @@ class RefreshCoordinator:
 
         return release
 
-    def forget(self, key: str) -> None:
-        """Know that the calling thread has a lease no more."""
-        self._caller.held.pop(key, None)
+    def forget(self, key: str | None) -> None:
+        """Know that the calling thread has a lease no more, or does not need it."""
+        if key is not None:
+            self._caller.held.pop(key, None)
+
+    def refreshed(self, key: str, asked: TokenRecord) -> TokenRecord:
+        """What is to be saved under a lease: a token that was not refreshed keeps its end."""
+        if asked.access_token == self._caller.held[key].seen.access_token:
+            return replace(asked, expiry_time=None)
+        return asked
 
     def failed(self, key: str) -> TokenRecord | None:
         """Give up a lease of the calling thread, whose refresh has come to nothing.
@@ -298,7 +309,7 @@ class RefreshCoordinator:
             if waited and holder is not None and holder.failures >= _MOST_FAILURES:
                 raise self._spared(key, waited, holder.failures)
             if self._may_take(holder) and self._take(key, holder):
-                found = look()  # Another caller may have saved a live token before the lease.
+                found = self._look(key, look)
                 if not _is_usable(found, asked):
                     return self._begun(key, found, asked, holder)
                 self._release(key)
@@ -311,6 +322,7 @@ class RefreshCoordinator:
             # In this order: a lease is given back in the transaction that saves the token.
             holder, found = self._holder(key), look()
             if _is_usable(found, asked):
+                self.forget(key)
                 self._count(waited=1, seconds_waited=waited)
                 logger.info("Waited %.3f s for another caller's refresh (%.8s)", waited, key)
                 return found, None
@@ -323,12 +335,21 @@ class RefreshCoordinator:
         just_failed = holder is not None and holder.failures and -holder.left < self._policy.lease
         if just_failed or not self._may_take(holder) or not self._take(key, holder):
             return live, None
-        found = look()
+        found = self._look(key, look)
         if found is None or not _ends_within(found, self._margin):
             self._release(key)
             return found, None
         self._count(ahead=1)
         return self._begun(key, found, None, holder)
+
+    def _look(self, key: str, look: Look) -> TokenRecord | None:
+        """Look once more with the lease in hand: another caller may have saved a live token."""
+        try:
+            return look()
+        except BaseException:
+            with suppress(ZohoOrmStoreError):
+                self._release(key)
+            raise
 
     def _begun(
         self, key: str, found: TokenRecord | None, asked: TokenRecord | None, before: Holder | None
@@ -370,7 +391,8 @@ class RefreshCoordinator:
         )
         if holder is None or holder.owner != name:
             return False
-        failures = 0 if before is None else before.failures
+        is_recent = before is not None and -before.left < _RECENT
+        failures = before.failures if before is not None and is_recent else 0
         held = Held(failures, monotonic() + seconds)
         self._caller.held = _current(self._caller.held) | {key: held}
         self._sweep()
@@ -405,9 +427,9 @@ class RefreshCoordinator:
         self._count(spared=1, seconds_waited=waited)
         logger.info("Gave up after %.3f s and %d failed refreshes (%.8s)", waited, failures, key)
         return RefreshFailedError(
-            f"The last {failures} refreshes of this token, all by other callers, have failed, so "
-            "this caller did not try as well. What they raised says why: Zoho cannot be reached, "
-            "has revoked the token, or has made 10 access tokens of it in 10 minutes. "
+            f"The last {failures} refreshes of this token have failed, so this caller did not try "
+            "as well. What the others raised says why: Zoho cannot be reached, has revoked the "
+            "token, or has made 10 access tokens of it in 10 minutes. "
             "Try again later, or log in again."
         )
 

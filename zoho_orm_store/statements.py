@@ -26,6 +26,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal_column,
     or_,
     select,
     table,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from zoho_orm_store.scopes import Scope
 
 __all__ = [
+    "FAILED",
     "RECORD_COLUMNS",
     "REVISION",
     "SDK_COLUMNS",
@@ -82,6 +84,9 @@ RECORD_COLUMNS = (*SDK_COLUMNS, "created_at", "updated_at")
 
 REVISION: Select[Any] = select(column("version_num")).select_from(table(VERSION_TABLE))
 """The revision that the tables are at."""
+
+FAILED = "failed "
+"""What stands before the number of failures, in place of a lease's owner."""
 
 _MYSQL_FAMILY = ("mysql", "mariadb")
 _SEALED_COLUMNS = (*SECRET_COLUMNS, "user_name", "client_id")
@@ -158,7 +163,9 @@ def _server_clock(dialect: str) -> ColumnElement[Any] | None:
     if dialect == "postgresql":
         return func.date_part("epoch", func.clock_timestamp())
     if dialect in _MYSQL_FAMILY:
-        return func.unix_timestamp(func.now(6))
+        # Not NOW(): where summer time ends, the server's zone has an hour twice.
+        epoch: ColumnElement[Any] = literal_column("'1970-01-01 00:00:00'")
+        return func.timestampdiff(text("MICROSECOND"), epoch, func.utc_timestamp(6)) / 1_000_000
     return None
 
 
@@ -543,8 +550,11 @@ class LeaseStatements:
 
     @property
     def _has_ended(self) -> ColumnElement[bool]:
+        """That the lease is over; after a failure it is, even if the clock was set back since."""
         columns = self.table.c
-        return and_(columns.owner == bindparam("before"), columns.expires_at <= self._now)
+        has_failed = columns.owner.like(f"{FAILED}%")
+        is_over = or_(has_failed, columns.expires_at <= self._now)
+        return and_(columns.owner == bindparam("before"), is_over)
 
     @property
     @cache

@@ -14,7 +14,8 @@ from zoho_orm_store.cipher import check_cipher
 from zoho_orm_store.dialects import shown
 from zoho_orm_store.errors import (
     ConfigurationError,
-    DatabaseError,
+    DatabaseTimeoutError,
+    DatabaseUnreachableError,
     SchemaError,
     ZohoOrmStoreError,
     without_frames,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from zoho_orm_store.engines import Bind
     from zoho_orm_store.models import RefreshLeaseMixin, StoredTokenMixin
     from zoho_orm_store.record import TokenRecord
-    from zoho_orm_store.refresh import Settled
+    from zoho_orm_store.refresh import Look, Settled
     from zoho_orm_store.scopes import Scope
 
 __all__ = ["SQLAlchemyTokenStore"]
@@ -106,6 +107,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         self._coordinator = (
             None if refresh is None else RefreshCoordinator(self._binding, leases, refresh)
         )
+        self._has_own_model = (model, lease_model) != (StoredToken, RefreshLease)
         self._owns_binding = True
         self._create_schema = self._resolve(create_schema, bind)
         self._is_new = True
@@ -159,27 +161,40 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         # The SDK never refreshes what it has asked for with an id here: that is its revoke.
         if self._coordinator is None or asked.id:
             return found, None
-        return self._coordinator.settle(found, asked, partial(self._find, asked), self._scope)
+        return self._settled(self._coordinator, found, asked, partial(self._find, asked))
 
     def _get_to_use(self, id_: str) -> Settled:
         found = self._get(id_)
         if self._coordinator is None or found is None:
             return found, None
-        return self._coordinator.settle(found, None, partial(self._get, id_), self._scope)
+        return self._settled(self._coordinator, found, None, partial(self._get, id_))
+
+    def _settled(
+        self,
+        coordinator: RefreshCoordinator,
+        found: TokenRecord | None,
+        asked: TokenRecord | None,
+        look: Look,
+    ) -> Settled:
+        try:
+            return coordinator.settle(found, asked, look, self._scope)
+        except SchemaError as error:
+            failure = error
+        raise self._explained(failure)
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
         coordinator = self._coordinator
         key = coordinator.held_for(asked, self._scope) if coordinator is not None else None
         if coordinator is None or key is None:
             return super()._save(asked)
-        release = coordinator.releasing(key)
+        release, record = coordinator.releasing(key), coordinator.refreshed(key, asked)
         try:
             saved = self._run(
                 self._binding.write,
-                lambda connection: self._tokens(connection).save(asked, seen=release(connection)),
+                lambda connection: self._tokens(connection).save(record, seen=release(connection)),
             )
         except ZohoOrmStoreError as error:
-            if not isinstance(error, DatabaseError):
+            if not isinstance(error, DatabaseUnreachableError | DatabaseTimeoutError):
                 coordinator.failed(key)
             raise
         coordinator.forget(key)
@@ -229,7 +244,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
                 return
             if self._create_schema:
                 self._make_schema()
-            elif self._coordinator is not None and self._model is not StoredToken:
+            if self._coordinator is not None and self._has_own_model:
                 self._coordinator.check()
             self._is_new = False
 
