@@ -670,6 +670,11 @@ class TestAhead:
         assert stored.get_redirect_url() == "https://example.com/new"
         assert stored.get_expires_in() == before
 
+    def test_an_end_of_ones_own_is_saved_all_the_same_E1(self, store, ending):
+        store.find_token_by_id(ending)
+        store.save_token(make_token(id=ending, access_token="1000.ending", expires_in="7"))
+        assert store.get_tokens()[0].get_expires_in() == "7"
+
     def test_where_a_lease_cannot_be_had_the_live_token_goes_on(self, database, store, ending):
         engine = create_engine(database)
         with engine.begin() as connection:

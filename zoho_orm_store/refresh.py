@@ -130,11 +130,13 @@ class Held(NamedTuple):
         failures: How many refreshes in a row had failed before.
         until: When it ends, by the monotonic clock.
         seen: The token that is to be refreshed.
+        shown_end: When the caller was told that it ends, if that is not so.
     """
 
     failures: int
     until: float
     seen: TokenRecord = TokenRecord()
+    shown_end: int | None = None
 
 
 @dataclass
@@ -251,8 +253,10 @@ class RefreshCoordinator:
             self._caller.held.pop(key, None)
 
     def refreshed(self, key: str, asked: TokenRecord) -> TokenRecord:
-        """What is to be saved under a lease: a token that was not refreshed keeps its end."""
-        if asked.access_token == self._caller.held[key].seen.access_token:
+        """What is to be saved under a lease: a token that was not refreshed keeps its real end."""
+        held = self._caller.held[key]
+        shown = (held.seen.access_token, held.shown_end)
+        if held.shown_end is not None and (asked.access_token, asked.expiry_time) == shown:
             return replace(asked, expiry_time=None)
         return asked
 
@@ -356,14 +360,17 @@ class RefreshCoordinator:
     ) -> Settled:
         """Hand a token to the caller that is to refresh it, under a lease that it has."""
         seen = found or asked or TokenRecord()
-        self._caller.held[key] = self._caller.held[key]._replace(seen=seen)
+        shown = found and _as_expired(found)
+        shown_end = shown.expiry_time if shown is not None and shown is not found else None
+        held = self._caller.held[key]
+        self._caller.held[key] = held._replace(seen=seen, shown_end=shown_end)
         if before is not None and not before.failures and before.owner != self._caller.name:
             self._count(acquired=1, taken_over=1)
             logger.info("The lease %.8s is taken over; its last owner did not come back", key)
         else:
             self._count(acquired=1)
             logger.debug("The lease %.8s is acquired", key)
-        return found and _as_expired(found), partial(self.failed, key)
+        return shown, partial(self.failed, key)
 
     def _is_first_to_try(self, key: str, live: TokenRecord) -> bool:
         """Whether no thread of this process has tried to refresh a token ahead just now."""
