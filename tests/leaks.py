@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.pretty import pretty_repr
 from rich.traceback import Traceback
 
@@ -23,19 +21,17 @@ def texts_of(error: BaseException) -> Iterator[str]:
     yield "".join(traceback.format_exception(error))
     with_locals = traceback.TracebackException.from_exception(error, capture_locals=True)
     yield "".join(with_locals.format())
-    output = io.StringIO()
-    Console(file=output, width=500).print(
-        Traceback.from_exception(
-            type(error),
-            error,
-            error.__traceback__,
-            show_locals=True,
-            locals_max_string=None,
-            locals_max_length=None,
-            locals_hide_dunder=False,
-        )
+    # What rich prints, before it breaks it into coloured lines, which takes most of the time.
+    shown_by_rich = Traceback.extract(
+        type(error),
+        error,
+        error.__traceback__,
+        show_locals=True,
+        locals_max_string=None,
+        locals_max_length=None,
+        locals_hide_dunder=False,
     )
-    yield output.getvalue()
+    yield repr(shown_by_rich)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

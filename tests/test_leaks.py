@@ -51,6 +51,12 @@ FIELDS = {
 }
 
 
+WAIT_A_SECOND = {
+    "sqlite": {"timeout": 1},
+    "mysql": {"init_command": "SET innodb_lock_wait_timeout = 1"},
+}
+"""For locks. A store's own time limit does not end what an engine of the application's waits for."""
+
 ADDRESSES = []
 """Where no local variable of a test shows them."""
 
@@ -134,7 +140,7 @@ def assert_nothing_leaks(uses, *, failures):
 @contextmanager
 def application_engine(url):
     """An engine of the application's, which shows parameters in its errors."""
-    engine = create_engine(url)
+    engine = create_engine(url, connect_args=WAIT_A_SECOND.get(url.get_backend_name(), {}))
     assert not engine.hide_parameters
     yield engine
     engine.dispose()
@@ -145,15 +151,29 @@ def cipher(request):
     return request.param
 
 
-@pytest.fixture(params=["url", "engine"])
-def bound(request, empty_database):
-    """A database with our tables, as a URL, and as an engine that shows parameters."""
-    provision.upgrade(empty_database)
-    if request.param == "url":
-        yield empty_database, empty_database
+@contextmanager
+def bound_as(kind, url):
+    """A database as a URL, or as an engine that shows parameters; and its URL."""
+    if kind == "url":
+        yield url, url
     else:
-        with application_engine(empty_database) as engine:
-            yield engine, empty_database
+        with application_engine(url) as engine:
+            yield engine, url
+
+
+@pytest.fixture(params=["url", "engine"])
+def bound(request, database):
+    """A database with our tables."""
+    with bound_as(request.param, database) as bound:
+        yield bound
+
+
+@pytest.fixture(params=["url", "engine"])
+def bound_to_change(request, empty_database):
+    """One with our tables, which a test may change."""
+    provision.upgrade(empty_database)
+    with bound_as(request.param, empty_database) as bound:
+        yield bound
 
 
 def run_sql(url, *statements):
@@ -223,20 +243,20 @@ def store_on(bind, **options):
 
 
 class TestFailures:
-    def test_a_table_that_is_missing(self, bound, cipher):
-        bind, url = bound
+    def test_a_table_that_is_missing(self, bound_to_change, cipher):
+        bind, url = bound_to_change
         run_sql(url, "DROP TABLE oauthtoken")
         with store_on(bind, cipher=cipher) as store:
             assert_nothing_leaks(store_uses(store), failures=5)
 
-    def test_a_column_that_is_missing(self, bound, cipher):
-        bind, url = bound
+    def test_a_column_that_is_missing(self, bound_to_change, cipher):
+        bind, url = bound_to_change
         run_sql(url, "ALTER TABLE oauthtoken DROP COLUMN redirect_url")
         with store_on(bind, cipher=cipher) as store:
             assert_nothing_leaks(store_uses(store), failures=5)
 
-    def test_a_row_that_the_database_refuses(self, bound, cipher):
-        bind, url = bound
+    def test_a_row_that_the_database_refuses(self, bound_to_change, cipher):
+        bind, url = bound_to_change
         # PostgreSQL's error shows the whole row, SQLAlchemy's all parameters.
         run_sql(url, "ALTER TABLE oauthtoken ADD COLUMN required INTEGER NOT NULL DEFAULT 1")
         if url.get_backend_name() == "sqlite":
@@ -263,8 +283,8 @@ class TestFailures:
             repository = SyncTokenRepository(session)
             assert_nothing_leaks([repository.count], failures=1)
 
-    def test_a_value_that_the_column_cannot_hold(self, bound, cipher):
-        bind, url = bound
+    def test_a_value_that_the_column_cannot_hold(self, bound_to_change, cipher):
+        bind, url = bound_to_change
         if url.get_backend_name() == "sqlite":
             run_sql(
                 url,
@@ -285,16 +305,10 @@ class TestFailures:
             store.save_token(token(id="1"))
         with application_engine(url) as other, other.connect() as blocker:
             blocker.execute(text("UPDATE oauthtoken SET expiry_time = 1"))
-            if url.get_backend_name() == "mysql":
-                run_sql(url, "SET GLOBAL innodb_lock_wait_timeout = 1")
-            try:
-                with store_on(bind, cipher=cipher, timeout=0.3) as store:
-                    save = [lambda: store.save_token(token(id="1", expires_in="5"))]
-                    assert_nothing_leaks(save, failures=1)
-            finally:
-                blocker.rollback()
-                if url.get_backend_name() == "mysql":
-                    run_sql(url, "SET GLOBAL innodb_lock_wait_timeout = 50")
+            with store_on(bind, cipher=cipher, timeout=0.3) as store:
+                save = [lambda: store.save_token(token(id="1", expires_in="5"))]
+                assert_nothing_leaks(save, failures=1)
+            blocker.rollback()
 
     def test_tokens_that_cannot_be_stored(self, bound, cipher):
         bind, _ = bound
@@ -338,8 +352,8 @@ class TestFailures:
             repository = SyncTokenRepository(connection, cipher=cipher)
             assert_nothing_leaks(repository_uses(repository, id="1"), failures=1)
 
-    def test_the_repositories_in_a_session_of_the_applications(self, bound, cipher):
-        _, url = bound
+    def test_the_repositories_in_a_session_of_the_applications(self, bound_to_change, cipher):
+        _, url = bound_to_change
         run_sql(url, "DROP TABLE oauthtoken")
         with application_engine(url) as engine:
             for make in (lambda: Session(engine), engine.connect):
@@ -352,8 +366,8 @@ class TestFailures:
 
                 assert_nothing_leaks(uses(), failures=7)
 
-    def test_the_async_repository(self, bound, cipher):
-        _, url = bound
+    def test_the_async_repository(self, bound_to_change, cipher):
+        _, url = bound_to_change
         run_sql(url, "DROP TABLE oauthtoken")
         drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+aiomysql"}
         driver = drivers.get(url.get_backend_name(), "postgresql+asyncpg")
