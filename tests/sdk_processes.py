@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conftest import make_token
+from sdk_tokens import make_token
 
 from zoho_orm_store import SQLAlchemyTokenStore
 

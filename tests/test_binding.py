@@ -16,7 +16,8 @@ from threading import Timer
 
 import pytest
 from asyncpg import InternalClientError
-from conftest import FULL, empty, known, make_token, open_store
+from conftest import empty, open_store
+from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool

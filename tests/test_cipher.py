@@ -17,8 +17,9 @@ from shutil import which
 from threading import Event
 
 import pytest
-from conftest import CIPHER, FULL, known, make_token
+from conftest import CIPHER
 from cryptography.fernet import Fernet
+from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from typer.testing import CliRunner

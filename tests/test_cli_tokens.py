@@ -9,8 +9,8 @@ import time
 from datetime import timedelta
 
 import pytest
-from conftest import FULL, make_token
 from databases import DATABASES
+from sdk_tokens import FULL, make_token
 from sqlalchemy import create_engine, insert, text
 from typer.testing import CliRunner
 from zohocrmsdk.src.com.zoho.api.authenticator.store import FileStore

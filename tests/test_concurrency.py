@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import known, make_token
+from sdk_tokens import known, make_token
 
 from zoho_orm_store import SQLAlchemyTokenStore
 

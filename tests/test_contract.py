@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from conftest import FIELDS, FULL, known, make_token, open_store, statements_counted
+from conftest import open_store, statements_counted
+from sdk_tokens import FIELDS, FULL, known, make_token
 
 from zoho_orm_store.sdk import OAuthToken, SDKException
 

@@ -7,7 +7,7 @@ import sqlite3
 import stat
 
 import pytest
-from conftest import FULL, known, make_token
+from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
 

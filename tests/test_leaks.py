@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 from alembic import command
-from conftest import make_token
 from databases import SERVERS, fresh_database
 from leaks import found_in, logs_kept, texts_of
 from rich.pretty import pretty_repr
+from sdk_tokens import make_token
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine

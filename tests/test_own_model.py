@@ -6,10 +6,10 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import FULL, known, make_token
 from databases import DATABASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sdk_tokens import FULL, known, make_token
 from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, create_engine, inspect, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 

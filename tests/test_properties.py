@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from conftest import empty, make_token
+from conftest import empty
 from contract_model import Model, RefusedError
 from databases import DATABASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sdk_tokens import make_token
 
 from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore
 from zoho_orm_store.sdk import SDKException

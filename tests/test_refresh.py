@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROUTES, make_token, open_store, statements_counted
+from conftest import ROUTES, open_store, statements_counted
 from databases import DATABASES, fresh_database
 from leaks import found_in, logs_kept, texts_of
+from sdk_tokens import make_token
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped
 

@@ -7,7 +7,7 @@ import sys
 import time
 from threading import Barrier, Event, Thread
 
-from conftest import make_token
+from sdk_tokens import make_token
 
 from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore
 from zoho_orm_store.keys import rekey_tokens
