@@ -120,7 +120,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             _left_out[name] = _left_out.get(name, 0) + 1
         if not needed:
             kept.append(item)
-    items[:] = kept
+    items[:] = sorted(kept, key=_time_allowed, reverse=True)
+
+
+def _time_allowed(item: pytest.Item) -> float:
+    """What takes longest begins first: it is not to be what all other processes wait for."""
+    marker = item.get_closest_marker("timeout")
+    return marker.args[0] if marker else 0
 
 
 def _needs(item: pytest.Item) -> set[str]:

@@ -20,7 +20,7 @@ from conftest import empty, open_store
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
 from zoho_orm_store import (
     ConfigurationError,
@@ -64,6 +64,36 @@ class TestThreads:
             for done in [pool.submit(work, number) for number in range(32)]:
                 done.result()
         assert len(store.get_tokens()) == 33
+
+    def test_many_threads_share_few_connections(self, database):
+        opened, most = set(), 0
+
+        def opens(connection, record):
+            nonlocal most
+            opened.add(record)
+            most = max(most, len(opened))
+
+        def closes(connection, record):
+            opened.discard(record)
+
+        def work(number):
+            for n in range(5):
+                token = save(store, user=f"u{number}", access_token=f"a{n}")
+                assert store.find_token_by_id(token.get_id()) is not None
+
+        with SQLAlchemyTokenStore(database, create_schema=False) as store:
+            event.listen(Pool, "connect", opens)
+            event.listen(Pool, "close", closes)
+            try:
+                with ThreadPoolExecutor(32) as pool:
+                    for done in [pool.submit(work, number) for number in range(32)]:
+                        done.result()
+                idle = len(opened)
+            finally:
+                event.remove(Pool, "connect", opens)
+                event.remove(Pool, "close", closes)
+        assert 1 < most <= 6
+        assert 1 < idle <= 4
 
     async def test_inside_a_running_event_loop_H1(self, store):
         saved = save(store, **FULL)

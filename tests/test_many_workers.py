@@ -195,7 +195,7 @@ def alone():
 def test_64_callers_refresh_once_in_a_usable_life_for_a_minute(alone, processes, zoho, expired):
     zoho.max_refreshes = None
     zoho.access_token_lifetime = LIFETIME
-    with processes(16, token={"id": expired}, threads=4, seconds=60, pause=1.0) as workers:
+    with processes(16, token={"id": expired}, threads=4, seconds=60, pause=2.0) as workers:
         results, failures = run(workers)
     assert failures == []
     assert zoho.counts.refused == 0

@@ -15,7 +15,7 @@ from conftest import ROUTES, open_store, statements_counted
 from databases import DATABASES, fresh_database
 from leaks import found_in, logs_kept, texts_of
 from sdk_tokens import make_token
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
 from zoho_orm_store import (
@@ -207,6 +207,28 @@ class TestOneRefreshes:
             assert not is_live(store.find_token_by_id(expired))
             assert time.monotonic() - started < 1.4
         assert store.refresh_stats.waited == 0
+
+    def test_one_thread_of_a_process_contends_with_other_processes(self, store, expired):
+        taken = []
+
+        def take_time(connection, cursor, statement, *_):
+            if statement.startswith("INSERT INTO oauthtoken_refresh_lease"):
+                taken.append(statement)
+                time.sleep(0.3)
+
+        event.listen(Engine, "before_cursor_execute", take_time)
+        try:
+            others = [elsewhere(store.find_token_by_id, expired) for _ in range(16)]
+            until = time.monotonic() + 5
+            while store.refresh_stats.acquired == 0:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        finally:
+            event.remove(Engine, "before_cursor_execute", take_time)
+        assert len(taken) == 1
+        assert sum(other.done() for other in others) <= 1
+        store.save_token(make_token(id=expired, access_token="1000.new", expires_in=in_an_hour()))
+        assert sum(is_live(other.result(5)) for other in others) == 15
 
     def test_a_missing_pair_is_waited_for_like_an_expired_one(self, store):
         asked = {key: value for key, value in FIELDS.items() if key != "user"}

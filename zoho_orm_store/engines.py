@@ -38,8 +38,9 @@ E = TypeVar("E", Engine, AsyncEngine)
 
 Bind: TypeAlias = "str | URL | Engine | AsyncEngine"
 
-_CONNECTIONS = 5
-"""The most that one of our engines opens."""
+_CONNECTIONS = 3
+"""The most that one of our engines opens. More make no thread faster, and a server has some hundred
+for all processes together."""
 
 _KEEP_ONE = {"pool_size": 1, "max_overflow": _CONNECTIONS - 1}
 """Where reads have connections of their own: a token is written once an hour, and servers count

@@ -168,6 +168,7 @@ class RefreshCoordinator:
         self._caller = _Caller()
         self._lock = threading.Lock()
         self._stats = RefreshStats()
+        self._being_taken: set[str] = set()
         self._left_alone: dict[str, tuple[int | None, float]] = {}
         # Processes that come to it one after another need not contend for the lease.
         ahead = self._policy.ahead * random.uniform(0.9, 1)  # noqa: S311
@@ -390,12 +391,23 @@ class RefreshCoordinator:
         return self._binding.read(lambda connection: self._leases(connection).holder(key))
 
     def _take(self, key: str, before: Holder | None) -> bool:
-        """Take a lease, unless another caller was faster."""
+        """Take a lease, unless another caller was faster.
+
+        One thread of a process tries at a time. The others would only contend for what it gets.
+        """
         # Read here: with an async driver the work runs on another thread, with another name.
         name, seconds = self._caller.name, self._policy.lease
-        holder = self._binding.write(
-            lambda connection: self._leases(connection).take(key, name, seconds, before)
-        )
+        with self._lock:
+            if key in self._being_taken:
+                return False
+            self._being_taken.add(key)
+        try:
+            holder = self._binding.write(
+                lambda connection: self._leases(connection).take(key, name, seconds, before)
+            )
+        finally:
+            with self._lock:
+                self._being_taken.discard(key)
         if holder is None or holder.owner != name:
             return False
         is_recent = before is not None and -before.left < _RECENT
