@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -58,35 +58,26 @@ class Route:
         return f"{self.driver}-{self.kind}{'-encrypted' if self.encrypted else ''}"
 
 
-PLAIN_ROUTES = (
+ROUTES = (
     Route("memory", "list", "store"),
     Route("sqlite-memory", "sqlite+pysqlite", "url"),
     Route("sqlite-memory", "sqlite+aiosqlite", "url"),
+    # Each driver once with an engine of ours, and once with the application's and with a cipher.
     *(
-        Route(database, driver, kind)
-        for database, driver, kinds in (
-            ("sqlite", "sqlite+pysqlite", ("url", "engine")),
-            ("sqlite", "sqlite+aiosqlite", ("url", "async_engine")),
-            ("postgresql", "postgresql+psycopg", ("url", "engine", "async_engine")),
-            ("postgresql", "postgresql+psycopg_async", ("url",)),
-            ("postgresql", "postgresql+asyncpg", ("url", "async_engine")),
-            ("mariadb", "mysql+pymysql", ("url", "engine")),
-            ("mariadb", "mysql+asyncmy", ("url", "async_engine")),
-            ("mariadb", "mysql+aiomysql", ("url", "async_engine")),
+        route
+        for database, driver, kind in (
+            ("sqlite", "sqlite+pysqlite", "engine"),
+            ("sqlite", "sqlite+aiosqlite", "async_engine"),
+            ("postgresql", "postgresql+psycopg", "engine"),
+            ("postgresql", "postgresql+psycopg_async", "async_engine"),
+            ("postgresql", "postgresql+asyncpg", "async_engine"),
+            ("mariadb", "mysql+pymysql", "engine"),
+            ("mariadb", "mysql+asyncmy", "async_engine"),
+            ("mariadb", "mysql+aiomysql", "async_engine"),
         )
-        for kind in kinds
+        for route in (Route(database, driver, "url"), Route(database, driver, kind, encrypted=True))
     ),
 )
-
-ROUTES = (
-    *PLAIN_ROUTES,
-    *(
-        replace(route, encrypted=True)
-        for route in PLAIN_ROUTES
-        if route.kind == "url" and route.database != "sqlite-memory"
-    ),
-)
-
 
 CIPHER = FernetCipher(generate_key())
 """What encrypts on the encrypted routes."""

@@ -55,7 +55,7 @@ class TestThreads:
         saved = save(store, **FULL)
 
         def work(number):
-            for n in range(5):
+            for n in range(3):
                 assert store.find_token_by_id(saved.get_id()) is not None
                 save(store, user=f"u{number}", access_token=f"a{n}")
                 assert store.find_token(make_token(user=f"u{number}")) is not None

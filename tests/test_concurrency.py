@@ -110,7 +110,7 @@ def test_rows_are_tied_together_from_both_sides_at_once_E4_E7(database):
 
 def test_a_killed_writer_leaves_the_old_row_or_the_new_one_E6(database):
     randomness = random.Random(7)
-    for _ in range(6):
+    for _ in range(4):
         with start("save_until_killed", database) as writer:
             assert writer.stdout.readline()
             time.sleep(randomness.uniform(0.01, 0.2))

@@ -68,7 +68,7 @@ def portal(zoho, store):
 class TestPortal:
     @pytest.fixture
     def visitor(self, portal):
-        with httpx.Client(base_url=portal, follow_redirects=True) as visitor:
+        with httpx.Client(base_url=portal, follow_redirects=True, trust_env=False) as visitor:
             yield visitor
 
     def accept(self, visitor, user):
@@ -90,7 +90,7 @@ class TestPortal:
 
     def test_two_visitors_see_their_own(self, portal, visitor):
         self.accept(visitor, "ada@example.com")
-        with httpx.Client(base_url=portal, follow_redirects=True) as other:
+        with httpx.Client(base_url=portal, follow_redirects=True, trust_env=False) as other:
             self.accept(other, "bob@example.com")
             assert "bob@example.com" in other.get("/").text
             assert "ada@example.com" in visitor.get("/").text

@@ -337,18 +337,21 @@ class TestNobodyElseTakesPart:
         assert len(statements) == with_it
 
 
+class Base(DeclarativeBase):
+    pass
+
+
+class Token(StoredTokenMixin, Base):
+    __tablename__ = "project_token"
+    tenant_id: Mapped[int]
+
+
+class Lease(RefreshLeaseMixin, Base):
+    __tablename__ = "project_lease"
+
+
 class TestAProjectsOwnModel:
     def test_with_scopes_and_a_lease_table_of_its_own(self, database):
-        class Base(DeclarativeBase):
-            pass
-
-        class Token(StoredTokenMixin, Base):
-            __tablename__ = "project_token"
-            tenant_id: Mapped[int]
-
-        class Lease(RefreshLeaseMixin, Base):
-            __tablename__ = "project_lease"
-
         engine = create_engine(database)
         Base.metadata.create_all(engine)
         try:
@@ -375,33 +378,19 @@ class TestAProjectsOwnModel:
             engine.dispose()
 
     def test_a_lease_table_of_its_own_that_is_missing_beside_our_tokens(self, database):
-        class Base(DeclarativeBase):
-            pass
-
-        class Lease(RefreshLeaseMixin, Base):
-            __tablename__ = "project_lease"
-
         store = SQLAlchemyTokenStore(database, lease_model=Lease)
         with store, pytest.raises(SDKException, match=r"'project_lease', is missing"):
             store.get_tokens()
 
     def test_a_lease_table_that_is_missing_is_told_before_it_is_needed(self, database):
-        class Base(DeclarativeBase):
-            pass
-
-        class Token(StoredTokenMixin, Base):
-            __tablename__ = "project_token"
-
-        class Lease(RefreshLeaseMixin, Base):
-            __tablename__ = "project_lease"
-
         engine = create_engine(database)
         Token.__table__.create(engine)
+        scope = {"tenant_id": 7}
         try:
-            store = SQLAlchemyTokenStore(engine, model=Token, lease_model=Lease)
+            store = SQLAlchemyTokenStore(engine, model=Token, lease_model=Lease, scope=scope)
             with pytest.raises(SDKException, match=r"'project_lease', is missing.*refresh=None"):
                 store.save_token(make_token(**FIELDS))
-            with SQLAlchemyTokenStore(engine, model=Token, refresh=None) as alone:
+            with SQLAlchemyTokenStore(engine, model=Token, scope=scope, refresh=None) as alone:
                 alone.save_token(make_token(**FIELDS))
         finally:
             Base.metadata.drop_all(engine)
