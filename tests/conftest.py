@@ -18,7 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
-from databases import DATABASES, SERVERS, fresh_database, why_unreachable
+from databases import DATABASES, SERVERS, clear_postgresql, fresh_database, why_unreachable
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool
@@ -164,11 +164,22 @@ def database(request: pytest.FixtureRequest, provisioned: Callable[[str], URL]) 
     return url
 
 
+@pytest.fixture(scope="session")
+def postgresql_to_clear(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    with fresh_database("postgresql", tmp_path_factory.getbasetemp()) as url:
+        yield url
+
+
 @pytest.fixture(params=DATABASES)
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
     """The URL of a database without any table, of each kind in turn."""
-    with fresh_database(request.param, tmp_path) as url:
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_to_clear")
         yield url
+        clear_postgresql(url)
+    else:
+        with fresh_database(request.param, tmp_path) as url:
+            yield url
 
 
 def empty(url: URL) -> None:

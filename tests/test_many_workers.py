@@ -212,7 +212,7 @@ def test_with_ahead_nobody_ever_waits_or_sees_an_expired_token(processes, zoho, 
     zoho.access_token_lifetime = LIFETIME + 2
     # From the fourth second of ten on, up to the sixth.
     with processes(
-        4, token={"id": expired}, threads=2, seconds=25, pause=0.05, policy={"ahead": 7}
+        4, token={"id": expired}, threads=2, seconds=25, pause=0.15, policy={"ahead": 7}
     ) as workers:
         results, failures = run(workers)
     assert failures == []
