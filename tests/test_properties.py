@@ -119,7 +119,7 @@ def check_save(store, model, argument, age):
     assert token.get_id() == saved["id"]
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(operations())
 def test_the_memory_store_does_what_the_model_does(sequence):
     with MemoryTokenStore() as store:
@@ -133,7 +133,7 @@ def memory_store():
 
 
 @settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(sequence=operations())
 def test_sqlite_in_memory_does_what_the_model_does(memory_store, sequence):
