@@ -510,7 +510,7 @@ class TestErrors:
             return
         if route.kind != "url":
             return
-        with open_store(route, route_url, timeout=1.5) as store:
+        with open_store(route, route_url, gives_up=True, timeout=1.5) as store:
             saved = save(store, **FULL)
             engine = create_engine(route_url)
             with engine.begin() as connection:

@@ -89,7 +89,7 @@ def save_and_find(url: str, worker: str, rows: str, mode: str) -> None:
             if store.find_token_by_id(asked).get_access_token() != last[asked]:
                 print("LOST", asked, flush=True)
         # A save must also survive a batch that began before it.
-        time.sleep(0.1)
+        time.sleep(0.08)
     for id_, access_token in last.items():
         if store.find_token_by_id(id_).get_access_token() != access_token:
             print("LOST", id_)
