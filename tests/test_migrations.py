@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -256,21 +257,19 @@ def test_a_table_that_is_not_the_sdks_is_refused_and_left_alone(empty_database, 
 
 
 def test_a_run_that_was_cut_short_can_be_repeated(empty_database, sdk_table, monkeypatch):
-    import zoho_orm_store.digests as digests_module
-
     class KilledError(Exception):
         pass
 
-    original, calls = digests_module.digests_of, []
+    digest, calls = hashlib.sha256, []
 
-    def fail_late(record):
-        calls.append(record)
-        if len(calls) == 7:
+    def fail_late(data):
+        calls.append(data)
+        if len(calls) == 30:
             raise KilledError
-        return original(record)
+        return digest(data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(digests_module, "digests_of", fail_late)
+        patched.setattr(hashlib, "sha256", fail_late)
         with pytest.raises(KilledError):
             provision.upgrade(empty_database)
     provision.upgrade(empty_database)

@@ -1,8 +1,11 @@
 """Digest columns, wider types, one row per identity, and the table of refresh leases.
 
-The rows that are there are kept and converted; several rows of one identity become one, with the
-newest values. Each step looks at what is there first, so that a run that was cut short on a
-database without transactional DDL can be repeated.
+Existing rows are kept and converted. Several rows of one identity become one, with the newest
+values. Each step looks at what is there first, so that an interrupted run can be repeated on a
+database without transactional DDL.
+
+This file is frozen: it has its own copies of what it needs (digests, the merging of rows), so that
+later changes of the package cannot change what it writes.
 
 Revision: zoho_orm_store_0002
 Revises: zoho_orm_store_0001
@@ -11,6 +14,7 @@ Revises: zoho_orm_store_0001
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from hashlib import sha256
 from itertools import count
 from typing import Any
 
@@ -18,12 +22,8 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
 
-from zoho_orm_store.cipher import KEYS_VARIABLE, MARK, SECRET_COLUMNS, prefix_of
-from zoho_orm_store.dialects import with_our_errors
-from zoho_orm_store.digests import digests_of
-from zoho_orm_store.errors import InvalidTokenError, SchemaError
-from zoho_orm_store.matching import merged_rows
-from zoho_orm_store.record import TokenRecord, parse_expiry
+from zoho_orm_store.errors import SchemaError
+from zoho_orm_store.migrations.support import without_values
 
 revision = "zoho_orm_store_0002"
 down_revision = "zoho_orm_store_0001"
@@ -33,7 +33,8 @@ depends_on = None
 TABLE = "oauthtoken"
 LEASES = "oauthtoken_refresh_lease"
 BATCH = 500
-LITERAL = prefix_of("")
+MARK = "$zos1$"  # what an encrypted value begins with
+LITERAL = "$zos1$$"  # what plain text gets in front that begins like an encrypted value
 MYSQL_FAMILY = ("mysql", "mariadb")
 
 DIGEST: Any = sa.String(64).with_variant(
@@ -74,6 +75,14 @@ TEXTS = (
     "api_domain",
 )
 VALUES = (*TEXTS, "expiry_time")
+SECRETS = ("client_secret", "refresh_token", "access_token", "grant_token")
+DIGESTED = {
+    "user_name": "user_digest",
+    "client_id": "client_digest",
+    "access_token": "access_digest",
+    "refresh_token": "refresh_digest",
+    "grant_token": "grant_digest",
+}
 rows = sa.table(
     TABLE,
     sa.column("id", sa.String),
@@ -84,7 +93,7 @@ rows = sa.table(
 logger = logging.getLogger("zoho_orm_store.migrations")
 
 
-@with_our_errors
+@without_values
 def upgrade() -> None:
     to_convert = not context.is_offline_mode() and not was_made_here()
     if to_convert:
@@ -118,20 +127,20 @@ def begins_with(name: str, beginning: str) -> sa.ColumnElement[bool]:
 def refuse_encrypted_tokens() -> None:
     """Without their keys there is neither a digest to be made of them, nor a use for the SDK."""
     is_encrypted = (
-        sa.and_(begins_with(name, MARK), ~begins_with(name, LITERAL)) for name in SECRET_COLUMNS
+        sa.and_(begins_with(name, MARK), ~begins_with(name, LITERAL)) for name in SECRETS
     )
     number = op.get_bind().scalar(sa.select(sa.func.count()).where(sa.or_(*is_encrypted)))
     if number:
         raise SchemaError(
             f"{number} tokens in the table {TABLE} are encrypted, which the revision before "
             "zoho_orm_store_0002 does not know. Nothing was changed. Run first, with the keys in "
-            f"{KEYS_VARIABLE}, at zoho_orm_store_0002: zoho-orm-store decrypt"
+            "ZOHO_ORM_STORE_KEYS, at zoho_orm_store_0002: zoho-orm-store decrypt"
         )
 
 
 def take_literal_marks_away() -> None:
     """Give plain text that looks encrypted back as it was."""
-    for name in SECRET_COLUMNS:
+    for name in SECRETS:
         plain = sa.func.substr(rows.c[name], len(LITERAL) + 1)
         marked = sa.update(rows).where(begins_with(name, LITERAL))
         op.get_bind().execute(marked.values({name: plain}))
@@ -143,17 +152,20 @@ def clear_unreadable_expiries() -> None:
     clear = sa.update(rows).where(rows.c.id == sa.bindparam("row_id")).values(expiry_time=None)
     for ids in batches(connection):
         found = connection.execute(select("id", "expiry_time").where(rows.c.id.in_(ids)))
-        unreadable = [row.id for row in found if row.expiry_time != canonical(row.expiry_time)]
+        unreadable = [row.id for row in found if not is_readable(row.expiry_time)]
         if unreadable:
             connection.execute(clear, [{"row_id": id_} for id_ in unreadable])
 
 
-def canonical(expiry: object) -> object:
+def is_readable(expiry: object) -> bool:
+    """Whether an expiry is unknown, or an integer of 64 bits in plain decimal notation."""
+    if expiry is None or isinstance(expiry, int):
+        return True
     try:
-        number = parse_expiry(expiry)
-    except InvalidTokenError:
-        return None
-    return expiry if number is not None else None
+        number = int(str(expiry))
+    except ValueError:
+        return False
+    return str(number) == expiry and -(2**63) <= number < 2**63
 
 
 def widen() -> None:
@@ -210,23 +222,21 @@ def clear_blanks() -> None:
 
 
 def convert_rows() -> None:
-    """Write what our columns hold about the rows that are there, oldest ids first.
+    """Write what our columns hold about the existing rows, oldest ids first.
 
-    No secret is written, and so none is among the parameters that an error or a log may show.
+    No secret is written, so that none is among the parameters that an error or a log may show.
     """
     connection = op.get_bind()
     change = sa.update(rows).where(rows.c.id == sa.bindparam("row_id"))
     start = datetime.now(timezone.utc).replace(tzinfo=None)
     ticks = count()
     for ids in batches(connection):
-        by_id = {record.id: record for record in records(connection, rows.c.id.in_(ids))}
+        by_id = {record["id"]: record for record in records(connection, rows.c.id.in_(ids))}
         values = []
         for id_ in ids:
             saved_at = start + timedelta(microseconds=next(ticks))
-            values.append(
-                digests_of(by_id[id_])
-                | {"row_id": id_, "created_at": saved_at, "updated_at": saved_at}
-            )
+            times = {"row_id": id_, "created_at": saved_at, "updated_at": saved_at}
+            values.append(digests_of(by_id[id_]) | times)
         connection.execute(change, values)
 
 
@@ -236,29 +246,60 @@ def collapse_identities() -> None:
     repeated = sa.select(rows.c.identity).group_by(rows.c.identity).having(sa.func.count() > 1)
     for identity in connection.scalars(repeated).all():
         found = sorted(records(connection, rows.c.identity == identity), key=age)
-        newest, merged = found[-1], merged_rows(found)
-        learned = {
-            name: value
-            for name in VALUES
-            if (value := getattr(merged, name)) != getattr(newest, name)
-        }
-        dropped = [record.id for record in found[:-1]]
+        newest, combined = found[-1], merged(found)
+        learned = {name: combined[name] for name in VALUES if combined[name] != newest[name]}
+        dropped = [record["id"] for record in found[:-1]]
         connection.execute(sa.delete(rows).where(rows.c.id.in_(dropped)))
-        keep = sa.update(rows).where(rows.c.id == newest.id)
-        connection.execute(keep.values(learned | digests_of(merged)))
+        keep = sa.update(rows).where(rows.c.id == newest["id"])
+        connection.execute(keep.values(learned | digests_of(combined)))
         logger.warning(
             "The table %s held %d rows of one user and client (or of one token); "
             "the newest, with id %r, was kept, and those with the ids %s were dropped.",
             TABLE,
             len(found),
-            newest.id,
+            newest["id"],
             ", ".join(map(repr, dropped)),
         )
 
 
-def age(record: TokenRecord) -> tuple[int, int, str]:
-    """What tells the newest row in a table that does not say when a row was saved."""
-    return (record.expiry_time or 0, len(record.id or ""), record.id or "")
+def age(record: dict[str, Any]) -> tuple[int, int, str]:
+    """Sort key from the oldest row to the newest: these tables do not say when a row was saved."""
+    return (record["expiry_time"] or 0, len(record["id"]), record["id"])
+
+
+def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row with the newest known values of several, given from the oldest to the newest.
+
+    An access token and its expiry are one pair.
+    """
+    result = Record(found[0])
+    for newer in found[1:]:
+        is_new_pair = newer["access_token"] not in (None, result["access_token"])
+        if is_new_pair or newer["expiry_time"] is not None:
+            result["expiry_time"] = newer["expiry_time"]
+        result |= {name: newer[name] for name in TEXTS if newer[name] is not None}
+    return result
+
+
+def digests_of(record: dict[str, Any]) -> dict[str, str | None]:
+    """The digest columns of a row, the identity among them."""
+    digests: dict[str, str | None] = {"identity": identity_of(record)}
+    for name, column in DIGESTED.items():
+        digests[column] = None if record[name] is None else digest(name, record[name])
+    return digests
+
+
+def identity_of(record: dict[str, Any]) -> str:
+    """The digest of what makes a row one of its kind: its user, or the first token it holds."""
+    for name in ("user_name", "refresh_token", "grant_token", "access_token"):
+        if record[name] is not None:
+            return digest("identity", name, record[name], record["client_id"] or "")
+    return digest("identity", "id", record["id"], "")
+
+
+def digest(*parts: str) -> str:
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    return sha256(b"".join(b"%d:%b" % (len(each), each) for each in encoded)).hexdigest()
 
 
 def tighten() -> None:
@@ -286,7 +327,7 @@ def create_leases() -> None:
     )
 
 
-@with_our_errors
+@without_values
 def downgrade() -> None:
     """Take our columns away; the SDK's keep their wider types, so that no value is cut."""
     if not context.is_offline_mode():
@@ -318,11 +359,19 @@ def select(*names: str) -> sa.Select[tuple[object, ...]]:
     return sa.select(*(rows.c[name] for name in names))
 
 
-def records(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Iterator[TokenRecord]:
+class Record(dict[str, Any]):
+    """A row by its columns' names; a traceback that shows variables shows no secret."""
+
+    def __repr__(self) -> str:
+        return f"Record(id={self['id']!r})"
+
+
+def records(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Iterator[Record]:
     for row in connection.execute(select("id", *VALUES).where(condition)).mappings():
-        values = dict(row)
-        values["expiry_time"] = parse_expiry(values["expiry_time"])
-        yield TokenRecord(**values)
+        known = {name: None if value == "" else value for name, value in row.items()}
+        if known["expiry_time"] is not None:
+            known["expiry_time"] = int(known["expiry_time"])
+        yield Record(known)
 
 
 def columns_present() -> set[str]:
