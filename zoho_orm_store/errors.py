@@ -1,7 +1,7 @@
-"""What can go wrong, in words that tell the reader what to do next.
+"""Every exception of this package, and the boundary that public functions put around themselves.
 
-These errors know nothing of the Zoho SDK: the repositories raise them as they are, and a token
-store wraps them in the SDK's ``SDKException`` (rule G1). None ever carries a secret (rule G3).
+None of them knows the Zoho SDK: a token store wraps them in the SDK's ``SDKException``. None of
+them ever carries a secret.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store.records import TokenRecord
 
 __all__ = [
     "CipherError",
@@ -28,23 +28,30 @@ __all__ = [
     "UndecryptableTokenError",
     "UserMismatchError",
     "ZohoOrmStoreError",
+    "boundary",
     "without_frames",
 ]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class ZohoOrmStoreError(Exception):
     """The base of every error of this package."""
 
 
-class ConfigurationError(ZohoOrmStoreError):
+class ConfigurationError(ZohoOrmStoreError, ValueError):
     """An argument, a URL or an engine cannot be used as it was given."""
 
 
-class MissingDependencyError(ConfigurationError):
-    """An optional package is not installed; the message names the extra that brings it."""
+class MissingDependencyError(ConfigurationError, ImportError):
+    """An optional package is not installed. The message names the extra that installs it.
+
+    Attributes:
+        package: The missing package.
+        extra: The extra of zoho-orm-store that installs it.
+    """
 
     def __init__(self, package: str, extra: str, *, instead: str = "") -> None:
         super().__init__(
@@ -56,23 +63,23 @@ class MissingDependencyError(ConfigurationError):
         self.extra = extra
 
 
-class StoreClosedError(ZohoOrmStoreError):
+class StoreClosedError(ZohoOrmStoreError, RuntimeError):
     """The store was used after ``close()``."""
 
     def __init__(self) -> None:
         super().__init__("This token store is closed. Make a new one, or close it later.")
 
 
-class InvalidTokenError(ZohoOrmStoreError):
-    """A token that cannot be stored; nothing was written (rules A3, A4, C4, E3)."""
+class InvalidTokenError(ZohoOrmStoreError, ValueError):
+    """The token cannot be stored as it is. Nothing was written."""
 
 
-class UserMismatchError(ZohoOrmStoreError):
-    """A token carries the id of another user's row; nothing was written (rule E5)."""
+class UserMismatchError(ZohoOrmStoreError, ValueError):
+    """The token has the id of another user's row. Nothing was written."""
 
 
 class RefreshFailedError(ZohoOrmStoreError):
-    """The refreshes for which a caller waited have failed, and it was spared one of its own."""
+    """Other workers' refreshes failed while this caller waited, so it did not try again."""
 
 
 class CipherError(ZohoOrmStoreError):
@@ -80,11 +87,11 @@ class CipherError(ZohoOrmStoreError):
 
 
 class UndecryptableTokenError(CipherError):
-    """A stored token that no key opens: the key is missing, or the row was tampered with.
+    """A stored token cannot be decrypted: its key is missing, or the row was changed.
 
     Attributes:
         id: The token's id.
-        record: What is known of the token, without its secrets.
+        record: The token without its secrets.
     """
 
     def __init__(
@@ -105,10 +112,10 @@ class DatabaseError(ZohoOrmStoreError):
     """The database refused or lost an operation.
 
     Attributes:
-        retryable: Whether running the whole transaction again may succeed (a deadlock, a
-            serialization failure, a busy SQLite file, a dropped connection). A store has then
-            already tried again until its timeout; whoever owns the transaction of a repository
-            rolls it back and runs it again.
+        retryable: Whether running the whole transaction again may succeed: after a deadlock, a
+            serialization failure, a busy SQLite file or a lost connection. A store has already
+            tried again until its timeout. If your code owns the transaction, roll it back and run
+            it again.
     """
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
@@ -116,39 +123,53 @@ class DatabaseError(ZohoOrmStoreError):
         self.retryable = retryable
 
 
-class DatabaseUnreachableError(DatabaseError):
+class DatabaseUnreachableError(DatabaseError, ConnectionError):
     """No connection to the database could be made."""
 
 
-class DatabaseTimeoutError(DatabaseError):
+class DatabaseTimeoutError(DatabaseError, TimeoutError):
     """An operation did not finish within the store's timeout."""
 
 
 class SchemaError(DatabaseError):
-    """The tables are missing, or of another version than this package.
+    """The tables are missing, or belong to another version of this package."""
 
-    Attributes:
-        reported: What the database said, where that is how it came out.
+
+def without_frames(error: E) -> E:
+    """Remove what a traceback may show of an error: its frames and the errors behind it.
+
+    Tools that print local variables would otherwise show secrets from our frames, and the text of
+    a driver's error may hold a whole row.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def boundary(
+    translate: Callable[[Exception], Exception | None],
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a decorator for the functions that users call.
+
+    Inside such a function, code raises errors plainly. What leaves it has no frame of ours, no
+    cause and no context.
+
+    Args:
+        translate: Turns an error into the one to raise. It returns ``None`` for an error that is
+            not this package's concern, which is raised unchanged.
     """
 
-    def __init__(self, message: str, *, reported: str = "") -> None:
-        super().__init__(message)
-        self.reported = reported
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                failure = translate(error)
+                if failure is None:
+                    raise
+            del args, kwargs
+            raise without_frames(failure)
 
+        return call
 
-def without_frames(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function raise our errors with no frame that holds a secret (rule G3).
-
-    Tools that show a traceback's local variables would otherwise show a URL with its password.
-    """
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except ZohoOrmStoreError as error:
-            failure = error.with_traceback(None)
-        del args, kwargs
-        raise failure
-
-    return call
+    return decorate

@@ -5,40 +5,42 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 from threading import RLock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from zoho_orm_store.adapter import StoredTokens, TokenStoreAdapter
-from zoho_orm_store.forks import tell_forked_children
-from zoho_orm_store.matching import (
-    Rung,
+from zoho_orm_store._database.forks import tell_forked_children
+from zoho_orm_store._matching import (
+    Lookup,
     check_credentials,
-    hits,
+    filled,
     is_absorbed,
-    rungs_to_find,
-    rungs_to_save,
-    update_of,
+    lookups_to_find,
+    lookups_to_save,
+    matches,
+    plan_update,
 )
-from zoho_orm_store.record import utc_now
+from zoho_orm_store._refresh.coordinator import Settled
+from zoho_orm_store._sdk.adapter import TokenStoreAdapter
+from zoho_orm_store._sdk.conversion import token_from
+from zoho_orm_store.records import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from zoho_orm_store.adapter import MissingId
-    from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store._sdk.adapter import MissingId
+    from zoho_orm_store._sdk.conversion import OAuthToken
+    from zoho_orm_store.records import TokenRecord
 
 __all__ = ["MemoryTokenStore"]
 
-T = TypeVar("T")
-
 
 class MemoryTokenStore(TokenStoreAdapter):
-    """A `TokenStore` that keeps its tokens in a list, by the same rules as every other.
+    """A ``TokenStore`` that keeps its tokens in a list, by the same rules as the one in a database.
 
-    It may be used from any number of threads. A forked child goes on with a copy of its own.
+    It may be used from any number of threads. A forked child goes on with its own copy.
 
     Args:
-        missing_id: What `find_token_by_id` does about an unknown id: ``"none"`` returns ``None``,
+        missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
             ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
 
     Raises:
@@ -47,95 +49,80 @@ class MemoryTokenStore(TokenStoreAdapter):
 
     def __init__(self, *, missing_id: MissingId = "none") -> None:
         super().__init__(missing_id)
-        self._tokens = _TokenList()
+        # Oldest first. Each change replaces the whole list, so that none is half done.
+        self._records: list[TokenRecord] = []
+        self._last_saved_at = datetime.min
         self._lock = RLock()
         tell_forked_children(self)
 
     def __repr__(self) -> str:
-        return f"MemoryTokenStore({len(self._tokens)} tokens)"
+        return f"MemoryTokenStore({len(self._records)} tokens)"
 
     def _forked(self) -> None:
         """Go on in a forked child, even if another thread was at work in the parent."""
         self._lock = RLock()
 
-    def _read(self, operation: Callable[[StoredTokens], T]) -> T:
+    def _get(self, id_: str) -> Settled:
+        return Settled(next((record for record in self._records if record.id == id_), None))
+
+    def _find(self, asked: TokenRecord) -> Settled:
         with self._lock:
-            return operation(self._tokens)
+            stored = self._match(asked, lookups_to_find(asked))
+        return Settled(None if stored is None else filled(asked, stored))
 
-    _write = _read
-
-
-class _TokenList:
-    """Stored tokens, oldest first. Each change replaces the whole list, so that none is halfway."""
-
-    def __init__(self) -> None:
-        self._records: list[TokenRecord] = []
-        self._last_saved_at = datetime.min
-
-    def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
-        return next((record for record in self._records if record.id == id), None)
-
-    def find(self, asked: TokenRecord) -> TokenRecord | None:
-        return self._match(asked, rungs_to_find(asked))
-
-    def save(self, asked: TokenRecord) -> TokenRecord:
+    def _save(self, asked: TokenRecord) -> TokenRecord:
         asked.check_storable()
-        stored = self._match(asked, rungs_to_save(asked))
-        if stored is None:
-            check_credentials(asked)
-            now = self._now()
-            saved = replace(asked, id=asked.id or uuid4().hex, created_at=now, updated_at=now)
-            self._records = [*self._records, saved]
-            return saved
-        saved, removed = update_of(
-            stored,
-            asked,
-            lambda saved: [
-                other
-                for other in self._records
-                if other.id != saved.id and is_absorbed(other, saved)
-            ],
-        )
+        with self._lock:
+            stored = self._match(asked, lookups_to_save(asked))
+            return self._insert(asked) if stored is None else self._update(stored, asked)
+
+    def _insert(self, asked: TokenRecord) -> TokenRecord:
+        check_credentials(asked)
+        now = self._now()
+        saved = replace(asked, id=asked.id or uuid4().hex, created_at=now, updated_at=now)
+        self._records = [*self._records, saved]
+        return saved
+
+    def _update(self, stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
+        def find_absorbed(saved: TokenRecord) -> list[TokenRecord]:
+            others = (other for other in self._records if other.id != saved.id)
+            return [other for other in others if is_absorbed(other, saved)]
+
+        saved, absorbed = plan_update(stored, asked, find_absorbed)
         saved = replace(saved, updated_at=self._now())
         self._records = [
             saved if record.id == saved.id else record
             for record in self._records
-            if record.id not in removed
+            if record.id not in absorbed
         ]
         return saved
 
-    def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
-        kept = [record for record in self._records if record.id != id]
-        deleted = len(kept) < len(self._records)
-        self._records = kept
-        return deleted
+    def _delete(self, id_: str) -> None:
+        with self._lock:
+            self._records = [record for record in self._records if record.id != id_]
 
-    def delete_all(self) -> int:
-        deleted = len(self._records)
-        self._records = []
-        return deleted
+    def _delete_all(self) -> None:
+        with self._lock:
+            self._records = []
 
-    def _oldest_first(self) -> Iterator[TokenRecord]:
-        return iter(self._records)
+    def _tokens(self) -> list[OAuthToken]:
+        return [*map(token_from, self._records)]
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def _match(self, asked: TokenRecord, rungs: Sequence[Rung]) -> TokenRecord | None:
-        for rung in rungs:
-            found = [record for record in self._records if hits(rung, asked, record)]
+    def _match(self, asked: TokenRecord, lookups: Sequence[Lookup]) -> TokenRecord | None:
+        for lookup in lookups:
+            found = [record for record in self._records if matches(lookup, asked, record)]
             if found:
-                return max(found, key=lambda record: _preference(rung, asked, record))
+                return max(found, key=lambda record: _preference(lookup, asked, record))
         return None
 
     def _now(self) -> datetime:
-        """The time, never the same twice: which of two tokens was saved last must be clear."""
+        """The time, never the same twice: it must be clear which token was saved last."""
         self._last_saved_at = max(utc_now(), self._last_saved_at + timedelta(microseconds=1))
         return self._last_saved_at
 
 
-def _preference(rung: Rung, asked: TokenRecord, stored: TokenRecord) -> tuple[bool, datetime]:
-    """The asked client's own token first, then the one saved last (rules B2, B7)."""
-    by_client = rung in (Rung.USER, Rung.IDENTITY) and asked.client_id is not None
+def _preference(lookup: Lookup, asked: TokenRecord, stored: TokenRecord) -> tuple[bool, datetime]:
+    """The asked client's own token first, then the one saved last."""
+    by_client = lookup in (Lookup.USER, Lookup.IDENTITY) and asked.client_id is not None
     is_own = not by_client or asked.client_id == stored.client_id
     return (is_own, stored.updated_at or datetime.min)

@@ -10,7 +10,7 @@ from datetime import datetime  # noqa: TC003 - SQLAlchemy evaluates the annotati
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from sqlalchemy import BigInteger, DateTime, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, DateTime, Integer, MetaData, String, Table, Text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -38,20 +38,16 @@ UTCDateTime = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 Digest = String(64).with_variant(
     mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
 )
-"""A SHA-256 digest in hexadecimal, which a one-byte character set keeps small in an index."""
+"""A SHA-256 digest in hexadecimal. A one-byte character set keeps it small in an index."""
 
 LongText = Text().with_variant(
     mysql.TEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
 )
-"""Text kept exactly on MySQL and MariaDB too, whose default collations merge it (rule A2)."""
+"""Text compared byte for byte; the default collations of MySQL and MariaDB do not."""
 
 
 def short_text(length: int) -> TypeEngine[str]:
-    """The type of `LongText`'s kind that can be a key.
-
-    Args:
-        length: The most characters.
-    """
+    """A type like `LongText` that can be a key, with a limit in characters."""
     exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
     return String(length).with_variant(exact, "mysql", "mariadb")
 
@@ -60,7 +56,7 @@ class StoredTokenMixin:
     """The columns and indexes of a table of OAuth tokens, for any declarative ``Base``.
 
     Set ``__tablename__`` on the class that uses it, and ``__table_args__`` as you like. Read the
-    rows freely, and write them through a repository or a store: only those keep the digest
+    rows as you like, but write them only through a repository or a store, which keep the digest
     columns right.
     """
 
@@ -92,11 +88,11 @@ class StoredTokenMixin:
 
 
 def token_table(model: type[StoredTokenMixin], set_by_scope: Iterable[str] = ()) -> Table:
-    """The table of a model, once it is known that tokens can be kept in it.
+    """The table of a model, checked for what storing tokens needs.
 
     Args:
         model: A class made with `StoredTokenMixin`.
-        set_by_scope: The columns that a scope gives a value.
+        set_by_scope: The columns to which a scope gives a value.
 
     Raises:
         ConfigurationError: The model lacks something; the message says what.
@@ -127,7 +123,7 @@ def _checked_table(model: type[StoredTokenMixin], set_by_scope: frozenset[str]) 
 
 
 def lease_table(model: type[RefreshLeaseMixin]) -> Table:
-    """The table of a model, once it is known that refresh leases can be kept in it.
+    """The table of a model, checked for what refresh leases need.
 
     Raises:
         ConfigurationError: The model lacks something; the message says what.
@@ -153,13 +149,14 @@ def _table_like(model: type[object], pattern: type[DeclarativeBase], mixin: str)
 class RefreshLeaseMixin:
     """The columns of the table that lets one worker refresh a token for all the others.
 
-    For any declarative ``Base``, with a ``__tablename__`` of your own. Its rows are the store's to
-    write, and each lasts for seconds.
+    For any declarative ``Base``, with a ``__tablename__`` of your own. Only stores write its rows,
+    and each row lasts for seconds.
     """
 
     key: Mapped[str] = mapped_column(Digest, primary_key=True, sort_order=-100)
     owner: Mapped[str] = mapped_column(short_text(64), sort_order=-99)
     expires_at: Mapped[int] = mapped_column(BigInteger, sort_order=-98)
+    failures: Mapped[int] = mapped_column(Integer, sort_order=-97)
 
 
 class Base(DeclarativeBase):

@@ -1,4 +1,4 @@
-"""The schema from Python: upgrade, downgrade, current and check, with no ini file.
+"""The schema from Python: upgrade, downgrade, current and check, without an ini file.
 
 Each function takes a URL, an engine, or a connection. On a connection it works inside the
 caller's transaction and leaves committing to the caller; otherwise it commits by itself.
@@ -18,26 +18,24 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, exc, inspect
 
-from zoho_orm_store.binding import Binding, bind_to
-from zoho_orm_store.dialects import shown, with_our_errors
+from zoho_orm_store._database.database import Database, open_database
+from zoho_orm_store._database.drivers import redacted_url
+from zoho_orm_store._database.errors import our_errors
+from zoho_orm_store._schema import NEWEST_REVISION, VERSION_TABLE, describe
+from zoho_orm_store._sql.dialects import commit_schema_change, schema_locked
 from zoho_orm_store.errors import ConfigurationError, SchemaError
 from zoho_orm_store.models import metadata
-from zoho_orm_store.revisions import NEWEST_REVISION, VERSION_TABLE
-from zoho_orm_store.revisions import describe as describe_revision
-from zoho_orm_store.statements import commit_schema, lock_schema, unlock_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from sqlalchemy import Executable
     from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
 
-    from zoho_orm_store.engines import Bind
+    from zoho_orm_store._database.engines import Bind
 
 __all__ = [
     "check",
     "current",
-    "describe",
     "downgrade",
     "head",
     "include_name",
@@ -49,7 +47,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-Target: TypeAlias = "Bind | Connection | Binding"
+Target: TypeAlias = "Bind | Connection | Database"
 
 _TABLES = frozenset({*metadata.tables, VERSION_TABLE})
 
@@ -57,13 +55,13 @@ _PATIENCE = 30.0
 """Seconds to wait for a database that is busy."""
 
 
-@with_our_errors
+@our_errors
 def upgrade(bind: Target, revision: str = "head") -> None:
-    """Make or upgrade the tables; a table of the SDK's own stores is adopted with its tokens.
+    """Make or upgrade the tables. A table of the SDK's own stores is adopted with its tokens.
 
     Args:
         bind: The database.
-        revision: Where to; the newest revision, if not given.
+        revision: The revision to upgrade to; by default the newest.
 
     Raises:
         SchemaError: A table ``oauthtoken`` exists that is not the Zoho SDK's.
@@ -73,13 +71,13 @@ def upgrade(bind: Target, revision: str = "head") -> None:
     _migrate(bind, command.upgrade, revision)
 
 
-@with_our_errors
+@our_errors
 def downgrade(bind: Target, revision: str = "base") -> None:
-    """Take the schema back; a table that holds tokens is never dropped.
+    """Take the schema back. A table that holds tokens is never dropped.
 
     Args:
         bind: The database.
-        revision: Where to; back to the beginning, if not given.
+        revision: The revision to go back to; by default to before the first.
 
     Raises:
         ConfigurationError: There is no such revision.
@@ -88,9 +86,9 @@ def downgrade(bind: Target, revision: str = "base") -> None:
     _migrate(bind, command.downgrade, revision)
 
 
-@with_our_errors
+@our_errors
 def current(bind: Target) -> str | None:
-    """Return the schema's revision, or ``None`` where there is none.
+    """Return the schema's revision, or ``None`` if it has none.
 
     Raises:
         DatabaseError: The database refused or lost the operation.
@@ -98,12 +96,12 @@ def current(bind: Target) -> str | None:
     return _read(bind, _current)
 
 
-@with_our_errors
+@our_errors
 def is_current(bind: Target) -> bool:
-    """Return whether the tables are this package's newest, whoever has made them.
+    """Return whether the tables are up to date, whoever made them.
 
-    Every table, column and index is there, and they are at the newest revision, unless a
-    project's own migrations have made them and keep no revision of this package's.
+    Every table, column and index exists, at the newest revision. Tables that a project's own
+    migrations made need no revision of this package.
 
     Raises:
         DatabaseError: The database refused or lost the operation.
@@ -111,13 +109,13 @@ def is_current(bind: Target) -> bool:
     return _read(bind, _is_current)
 
 
-@with_our_errors
+@our_errors
 def check(bind: Target) -> None:
-    """Check that the tables are this package's newest (see `is_current`).
+    """Check that the tables are up to date (see `is_current`).
 
     Raises:
-        SchemaError: They are missing or of another revision; the message names both revisions
-            and the command that mends it.
+        SchemaError: They are missing or of another revision. The message names both revisions
+            and the command to run.
         DatabaseError: The database refused or lost the operation.
     """
     _read(bind, _check)
@@ -130,21 +128,22 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
     ``target_metadata`` does not hold this package's ``metadata``.
 
     Args:
-        name: What Alembic asks about.
-        type_: What kind of thing it is, such as ``"table"``.
-        parent_names: What it belongs to.
+        name: The name of what Alembic found in the database.
+        type_: Its kind, such as ``"table"``.
+        parent_names: The names of the schema and table that it belongs to.
 
     Returns:
-        Whether the project's own migrations are concerned with it.
+        Whether the project's own migrations manage it.
     """
     return type_ != "table" or name not in _TABLES
 
 
+@our_errors
 def sql(dialect: str) -> str:
     """Return the upgrade of an empty database as an SQL script.
 
-    For databases whose schema only an administrator may change. A table that holds tokens
-    already is taken over by `upgrade` alone, which converts its rows.
+    For databases whose schema only an administrator may change. A table that already holds
+    tokens needs `upgrade` itself, which converts its rows.
 
     Args:
         dialect: ``"postgresql"``, ``"mysql"`` or ``"mariadb"``.
@@ -158,13 +157,11 @@ def sql(dialect: str) -> str:
     try:
         command.upgrade(config, "head", sql=True)
     except (CommandError, exc.NoSuchModuleError):
-        problem = ConfigurationError(
+        raise ConfigurationError(
             f"There is no SQL script for {dialect!r}, only for 'postgresql', 'mysql' and "
             "'mariadb'. Run the upgrade on the database itself."
-        )
-    else:
-        return config.output_buffer.getvalue()
-    raise problem
+        ) from None
+    return config.output_buffer.getvalue()
 
 
 def head() -> str | None:
@@ -181,8 +178,8 @@ def revisions() -> list[str]:
 def _read(target: Target, work: Callable[[Connection], T]) -> T:
     if isinstance(target, Connection):
         return work(target)
-    with _binding(target, timeout=_PATIENCE) as binding:
-        return binding.read(work)
+    with _opened(target, timeout=_PATIENCE) as database:
+        return database.read(work)
 
 
 def _migrate(target: Target, migrate: Callable[[Config, str], None], to: str) -> None:
@@ -190,49 +187,31 @@ def _migrate(target: Target, migrate: Callable[[Config, str], None], to: str) ->
 
     def work(connection: Connection) -> None:
         config.attributes["connection"] = connection
-        with _schema_locked(connection):
+        with schema_locked(connection):
             if (_current(connection) or "") > NEWEST_REVISION:
-                raise SchemaError(describe(connection))
+                raise SchemaError(_describe(connection))
             migrate(config, to)
             if connection is not target:
-                _run(connection, commit_schema)
+                commit_schema_change(connection)
 
     try:
         if isinstance(target, Connection):
             work(target)
         else:
             # A large table takes its time, but another process's lock is not waited for forever.
-            with _binding(target, timeout=None) as binding:
-                binding.write(work)
+            with _opened(target, timeout=None) as database:
+                database.write(work)
     except CommandError as error:
-        problem = ConfigurationError(f"{error} The revisions are {', '.join(revisions())}.")
-    else:
-        return
-    raise problem
+        raise ConfigurationError(f"{error} The revisions are {', '.join(revisions())}.") from None
 
 
 @contextmanager
-def _binding(target: Bind | Binding, timeout: float | None) -> Iterator[Binding]:
-    if isinstance(target, Binding):
+def _opened(target: Bind | Database, timeout: float | None) -> Iterator[Database]:
+    if isinstance(target, Database):
         yield target
     else:
-        with closing(bind_to(target, timeout=timeout, retry_for=_PATIENCE)) as binding:
-            yield binding
-
-
-@contextmanager
-def _schema_locked(connection: Connection) -> Iterator[None]:
-    _run(connection, lock_schema)
-    try:
-        yield
-    finally:
-        _run(connection, unlock_schema)
-
-
-def _run(connection: Connection, statement_for: Callable[[str], Executable | None]) -> None:
-    statement = statement_for(connection.dialect.name)
-    if statement is not None:
-        connection.execute(statement)
+        with closing(open_database(target, timeout=timeout, retry_for=_PATIENCE)) as database:
+            yield database
 
 
 def _current(connection: Connection) -> str | None:
@@ -242,8 +221,8 @@ def _current(connection: Connection) -> str | None:
 
 def _is_current(connection: Connection) -> bool:
     inspector = inspect(connection)
-    made_by_others = not inspector.has_table(VERSION_TABLE)
-    return (made_by_others or _current(connection) == head()) and all(
+    has_no_revision = not inspector.has_table(VERSION_TABLE)
+    return (has_no_revision or _current(connection) == head()) and all(
         inspector.has_table(table.name)
         and {*table.columns.keys()} <= _names(inspector.get_columns(table.name))
         and {index.name for index in table.indexes} <= _names(inspector.get_indexes(table.name))
@@ -257,12 +236,11 @@ def _names(reflected: Iterable[ReflectedColumn | ReflectedIndex]) -> set[str | N
 
 def _check(connection: Connection) -> None:
     if not _is_current(connection):
-        raise SchemaError(describe(connection))
+        raise SchemaError(_describe(connection))
 
 
-def describe(connection: Connection) -> str:
-    """Say at which revision the tables are, which one is needed, and what mends it."""
-    return describe_revision(shown(connection.engine.url), _current(connection))
+def _describe(connection: Connection) -> str:
+    return describe(redacted_url(connection.engine.url), _current(connection))
 
 
 def _config() -> Config:

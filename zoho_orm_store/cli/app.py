@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 from zoho_orm_store import __version__
-from zoho_orm_store.cipher import KEYS_VARIABLE
+from zoho_orm_store.encryption import KEYS_VARIABLE
 from zoho_orm_store.errors import MissingDependencyError, ZohoOrmStoreError
 
 try:
@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:
     sys.exit(str(MissingDependencyError("typer", "cli")))
 
 if TYPE_CHECKING:
-    from zoho_orm_store.cipher import FernetCipher
+    from zoho_orm_store.encryption import FernetCipher
 
 __all__ = ["Url", "Yes", "app", "ask", "cipher_given", "main"]
 
@@ -78,7 +78,7 @@ def cipher_given() -> FernetCipher | None:
     Raises:
         ConfigurationError: A key is malformed.
     """
-    from zoho_orm_store.cipher import FernetCipher
+    from zoho_orm_store.encryption import FernetCipher
 
     return FernetCipher() if os.environ.get(KEYS_VARIABLE) else None
 

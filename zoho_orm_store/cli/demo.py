@@ -26,6 +26,6 @@ def demo(
     checked against the database and against what that Zoho was asked; exit code 1 means that one
     did not do what it says.
     """
-    from zoho_orm_store.demo import run
+    from zoho_orm_store.cli.demo_steps import run
 
     run(url)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from zoho_orm_store.binding import Binding
+    from zoho_orm_store._database.database import Database
 
 _PACKAGES = ("SQLAlchemy", "alembic", "zohocrmsdk8-0")
 _MOST_SECONDS_APART = 5.0
@@ -31,7 +31,7 @@ def doctor(url: Url) -> None:
 
     Each finding is a line. Exit code 1 means that something is wrong; the line says how to mend it.
     """
-    from zoho_orm_store.binding import bind_to
+    from zoho_orm_store._database.database import open_database
 
     typer.echo(f"ok     zoho-orm-store {__version__}, {', '.join(map(_version, _PACKAGES))}")
     # A server that does not answer is soon told; a large table takes its time to be read.
@@ -39,14 +39,14 @@ def doctor(url: Url) -> None:
         (15.0, (_connection, _schema, _clock)),
         (None, (_tokens, _secrets)),
     ):
-        with closing(bind_to(url, timeout=timeout, retry_for=15.0)) as binding:
-            if not all(_is_well(examine, binding) for examine in examinations):
+        with closing(open_database(url, timeout=timeout, retry_for=15.0)) as database:
+            if not all(_is_well(examine, database) for examine in examinations):
                 raise typer.Exit(1)
 
 
-def _is_well(examine: Callable[[Binding], Iterator[str]], binding: Binding) -> bool:
+def _is_well(examine: Callable[[Database], Iterator[str]], database: Database) -> bool:
     try:
-        for finding in examine(binding):
+        for finding in examine(database):
             typer.echo(f"ok     {finding}")
     except ZohoOrmStoreError as error:
         typer.echo(f"WRONG  {' '.join(str(error).split())}")
@@ -61,55 +61,58 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
-def _connection(binding: Binding) -> Iterator[str]:
-    from zoho_orm_store.dialects import shown
+def _connection(database: Database) -> Iterator[str]:
+    from zoho_orm_store._database.drivers import redacted_url
 
-    server, driver = binding.read(
+    server, driver = database.read(
         lambda connection: (connection.dialect.server_version_info, connection.dialect.driver)
     )
     started = perf_counter()
-    binding.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+    database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
     milliseconds = (perf_counter() - started) * 1000
     number = ".".join(map(str, server or ()))
     yield (
-        f"connected to {shown(binding.url)}: {binding.dialect_name} {number} by {driver}, "
+        f"connected to {redacted_url(database.url)}: {database.dialect_name} {number} by {driver}, "
         f"{milliseconds:.1f} ms for a query"
     )
 
 
-def _schema(binding: Binding) -> Iterator[str]:
+def _schema(database: Database) -> Iterator[str]:
     from zoho_orm_store import provision
 
-    provision.check(binding)
-    found = provision.current(binding)
+    provision.check(database)
+    found = provision.current(database)
     yield f"the tables are up to date, at {found or 'a revision of your own migrations'}"
 
 
-def _tokens(binding: Binding) -> Iterator[str]:
-    from zoho_orm_store.repository import SyncTokenRepository
+def _tokens(database: Database) -> Iterator[str]:
+    from zoho_orm_store.repository import TokenRepository
 
-    number, ended = binding.read(
+    number, ended = database.read(
         lambda connection: (
-            SyncTokenRepository(connection).count(),
-            SyncTokenRepository(connection).count(expired=True),
+            TokenRepository(connection).count(),
+            TokenRepository(connection).count(expired=True),
         )
     )
     yield f"{number} tokens, of which {ended} have to be refreshed before their next use"
 
 
-def _secrets(binding: Binding) -> Iterator[str]:
+def _secrets(database: Database) -> Iterator[str]:
+    from zoho_orm_store._tokens import TokenOperations
     from zoho_orm_store.errors import UndecryptableTokenError
-    from zoho_orm_store.repository import SyncTokenRepository
+    from zoho_orm_store.models import StoredToken
+    from zoho_orm_store.repository import TokenRepository
 
     cipher, undecryptable = cipher_given(), list[UndecryptableTokenError]()
 
     def count(connection: Connection) -> tuple[int, dict[str | None, int]]:
         undecryptable.clear()
-        repository = SyncTokenRepository(connection, cipher=cipher)
+        repository = TokenRepository(connection, cipher=cipher)
         readable = sum(1 for _ in repository.stream(on_undecryptable=undecryptable.append))
-        return readable, repository.count_by_key()
+        operations = TokenOperations.of_model(StoredToken, None, cipher)
+        return readable, operations.count_by_key(connection)
 
-    readable, counted = binding.read(count)
+    readable, counted = database.read(count)
     if undecryptable:
         number = len(undecryptable)
         raise CipherError(
@@ -120,18 +123,17 @@ def _secrets(binding: Binding) -> Iterator[str]:
     yield f"the secrets of all tokens can be read: {kinds}"
 
 
-def _clock(binding: Binding) -> Iterator[str]:
+def _clock(database: Database) -> Iterator[str]:
+    from zoho_orm_store._sql.dialects import server_time
     from zoho_orm_store.errors import DatabaseError
-    from zoho_orm_store.statements import server_time
 
-    statement = server_time(binding.dialect_name)
-    if statement is None:
+    there = database.read(server_time)
+    if there is None:
         return
-    there = binding.read(lambda connection: float(connection.execute(statement).scalar_one()))
     apart = abs(datetime.now(timezone.utc).timestamp() - there)
     if apart > _MOST_SECONDS_APART:
         raise DatabaseError(
             f"The clocks of this machine and of the database server are {apart:.0f} seconds apart. "
-            "Set both by NTP: expired tokens are told by the clock."
+            "Set both by NTP: the clock decides which tokens have expired."
         )
     yield f"this machine's clock and the server's are {apart:.1f} seconds apart"

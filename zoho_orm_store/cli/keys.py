@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from zoho_orm_store.cipher import KEYS_VARIABLE
 from zoho_orm_store.cli.app import Url, Yes, app, ask, cipher_given
+from zoho_orm_store.encryption import KEYS_VARIABLE
 from zoho_orm_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zoho_orm_store.cipher import FernetCipher
+    from zoho_orm_store.encryption import FernetCipher
 
 _SHOWN = 10
 
@@ -31,7 +31,7 @@ app.add_typer(
 @keys.command()
 def generate() -> None:
     """Print a new key. Whoever has it can read the tokens, and without it nobody can."""
-    from zoho_orm_store.cipher import generate_key
+    from zoho_orm_store.encryption import generate_key
 
     typer.echo(generate_key())
 
@@ -43,14 +43,15 @@ def status(url: Url) -> None:
     Keys are named by their ids, which are fingerprints. Works without any key.
     """
     from zoho_orm_store import provision
-    from zoho_orm_store.binding import bind_to
-    from zoho_orm_store.repository import SyncTokenRepository
+    from zoho_orm_store._database.database import open_database
+    from zoho_orm_store._tokens import TokenOperations
+    from zoho_orm_store.models import StoredToken
 
     cipher = cipher_given()
     known = cipher.key_ids if cipher is not None else ()
-    with closing(bind_to(url, timeout=None, retry_for=30.0)) as binding:
-        provision.check(binding)
-        counted = binding.read(lambda connection: SyncTokenRepository(connection).count_by_key())
+    with closing(open_database(url, timeout=None, retry_for=30.0)) as database:
+        provision.check(database)
+        counted = database.read(TokenOperations.of_model(StoredToken, None, None).count_by_key)
     for number, key_id in enumerate(known):
         note = "encrypts new tokens" if number == 0 else "decrypts"
         _echo_count(f"key {key_id}", counted.pop(key_id, 0), note)
@@ -70,7 +71,7 @@ def rotate(url: Url) -> None:
     the new key first, or they cannot read what this command has written. A run that was cut
     short is simply started again.
     """
-    _rekey(url, _cipher_required())
+    _rotate(url, _cipher_required())
 
 
 @app.command()
@@ -79,11 +80,11 @@ def decrypt(url: Url, yes: Yes = False) -> None:
 
     Workers may go on meanwhile, if their cipher only decrypts (encrypts=False).
     """
-    from zoho_orm_store.cipher import FernetCipher
+    from zoho_orm_store.encryption import FernetCipher
 
     _cipher_required()
     ask("Keep all tokens in plain text?", yes=yes)
-    _rekey(url, FernetCipher(encrypts=False))
+    _rotate(url, FernetCipher(encrypts=False))
 
 
 def _cipher_required() -> FernetCipher:
@@ -93,13 +94,13 @@ def _cipher_required() -> FernetCipher:
     return cipher
 
 
-def _rekey(url: str, cipher: FernetCipher) -> None:
+def _rotate(url: str, cipher: FernetCipher) -> None:
     from zoho_orm_store import provision
-    from zoho_orm_store.keys import rekey_tokens
+    from zoho_orm_store.rotation import rotate_keys
 
     provision.check(url)
-    summary = rekey_tokens(url, cipher, on_progress=_progress())
-    typer.echo(f"Tokens changed: {summary.number}.")
+    summary = rotate_keys(url, cipher, on_progress=_progress())
+    typer.echo(f"Tokens changed: {summary.rotated}.")
     for problem in summary.undecryptable[:_SHOWN]:
         typer.echo(f"Left as it was: {problem}", err=True)
     if len(summary.undecryptable) > _SHOWN:

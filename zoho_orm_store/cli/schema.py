@@ -46,11 +46,13 @@ def downgrade(
     from sqlalchemy import make_url
 
     from zoho_orm_store import provision
-    from zoho_orm_store.dialects import shown
+    from zoho_orm_store._database.drivers import redacted_url
 
     found = provision.current(url)
     if found is not None:
-        question = f"Take the tables in {shown(make_url(url))} from {found} back to {revision}?"
+        question = (
+            f"Take the tables in {redacted_url(make_url(url))} from {found} back to {revision}?"
+        )
         ask(question, yes=yes)
     _migrate(provision.downgrade, url, revision)
 

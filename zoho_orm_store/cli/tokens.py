@@ -20,15 +20,15 @@ from zoho_orm_store.errors import (
     InvalidTokenError,
     UndecryptableTokenError,
 )
-from zoho_orm_store.record import SECRETS, mask
+from zoho_orm_store.records import SECRETS, mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import TypeVar
 
-    from zoho_orm_store.importers import Found
-    from zoho_orm_store.record import TokenRecord
-    from zoho_orm_store.repository import SyncTokenRepository
+    from zoho_orm_store.records import TokenRecord
+    from zoho_orm_store.repository import TokenRepository
+    from zoho_orm_store.transfer import Found
 
     T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def list_tokens(
         if error.record is not None:
             typer.echo(line(error.record, undecryptable=True))
 
-    def print_all(repository: SyncTokenRepository) -> None:
+    def print_all(repository: TokenRepository) -> None:
         if not as_json:
             typer.echo(_columns("ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"))
         for record in repository.stream(
@@ -168,7 +168,7 @@ def import_(
     imports nothing then.
     """
     from zoho_orm_store import provision
-    from zoho_orm_store.importers import import_tokens
+    from zoho_orm_store.transfer import import_tokens
 
     provision.check(url)
     try:
@@ -199,7 +199,7 @@ def export(
 ) -> None:
     """Write every token into a file that the SDK's FileStore can read, secrets included."""
     from zoho_orm_store import provision
-    from zoho_orm_store.importers import export_tokens
+    from zoho_orm_store.transfer import export_tokens
 
     provision.check(url)
     number = export_tokens(url, path, cipher=cipher_given())
@@ -219,24 +219,24 @@ def _existing(url: str, id_: str) -> tuple[TokenRecord, UndecryptableTokenError 
 
 def _run(
     url: str,
-    work: Callable[[SyncTokenRepository], T],
+    work: Callable[[TokenRepository], T],
     *,
     writes: bool = False,
     retry_for: float = 30.0,
 ) -> T:
     from zoho_orm_store import provision
-    from zoho_orm_store.binding import bind_to
-    from zoho_orm_store.repository import SyncTokenRepository
+    from zoho_orm_store._database.database import open_database
+    from zoho_orm_store.repository import TokenRepository
 
     cipher = cipher_given()
-    with closing(bind_to(url, timeout=None, retry_for=retry_for)) as binding:
-        provision.check(binding)
-        run = binding.write if writes else binding.read
-        return run(lambda connection: work(SyncTokenRepository(connection, cipher=cipher)))
+    with closing(open_database(url, timeout=None, retry_for=retry_for)) as database:
+        provision.check(database)
+        run = database.write if writes else database.read
+        return run(lambda connection: work(TokenRepository(connection, cipher=cipher)))
 
 
 def _source(given: str, table: str) -> Iterable[Found]:
-    from zoho_orm_store.importers import FileStoreFile, TokenTable
+    from zoho_orm_store.transfer import FileStoreFile, TokenTable
 
     if "://" in given:
         return TokenTable(given, table, cipher=cipher_given())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from alembic import context
 
-from zoho_orm_store.binding import bind_to
+from zoho_orm_store._database.database import open_database
+from zoho_orm_store._schema import VERSION_TABLE
 from zoho_orm_store.errors import ConfigurationError
 from zoho_orm_store.models import metadata
-from zoho_orm_store.revisions import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.migration import MigrationContext
@@ -35,11 +36,8 @@ def run() -> None:
     elif connection is not None:
         _run_online(connection)
     else:
-        binding = bind_to(_url())
-        try:
-            binding.write(_run_online)
-        finally:
-            binding.close()
+        with closing(open_database(_url())) as database:
+            database.write(_run_online)
 
 
 def _run_online(connection: Connection) -> None:

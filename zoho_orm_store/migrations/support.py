@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from zoho_orm_store.dialects import with_our_errors as without_values
+from zoho_orm_store._database.errors import our_errors as without_values
 
 __all__ = ["without_values"]

@@ -320,6 +320,7 @@ def create_leases() -> None:
         sa.Column("key", DIGEST, primary_key=True),
         sa.Column("owner", sa.String(64), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
         mysql_charset="utf8mb4",
         mysql_collate="utf8mb4_bin",
         mariadb_charset="utf8mb4",

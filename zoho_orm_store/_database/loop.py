@@ -1,4 +1,4 @@
-"""A thread with an event loop, through which synchronous code awaits."""
+"""A thread with an event loop, in which synchronous code runs coroutines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["LoopThread"]
 T = TypeVar("T")
 
 _abandoned: list[asyncio.AbstractEventLoop] = []
-"""Loops of a parent process. Finalizing one here would disturb the selector it shares."""
+"""Loops of a parent process. Finalizing one in a child would disturb the shared selector."""
 
 
 class LoopThread:
-    """Runs coroutines in a daemon thread of its own, which starts with the first of them.
+    """Runs coroutines in a daemon thread of its own, which starts with the first one.
 
-    It works from any thread, inside a running event loop too (it blocks the caller), and never
-    keeps the interpreter from exiting.
+    It may be called from any thread, and inside a running event loop, where it blocks the caller.
+    It never keeps the interpreter from exiting.
     """
 
     def __init__(self) -> None:
@@ -36,17 +36,17 @@ class LoopThread:
         """Run a coroutine and wait for its result.
 
         Args:
-            coroutine: What to run.
-            timeout: Seconds to wait; ``None`` waits as long as it takes.
+            coroutine: The coroutine to run.
+            timeout: The longest wait, in seconds; ``None`` sets no limit.
 
         Raises:
             DatabaseTimeoutError: The coroutine did not finish in time and was cancelled.
-            ConfigurationError: The caller is itself a coroutine of this thread.
+            ConfigurationError: The caller runs in this thread itself.
         """
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise ConfigurationError(
-                "The store was called from within its own event loop, which would wait for itself."
+                "The store was called from its own event loop, which would wait for itself."
             )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._started())
         try:
@@ -80,7 +80,7 @@ class LoopThread:
         loop.close()
 
     def abandon(self) -> None:
-        """Forget the thread in a forked child, where it does not run."""
+        """Forget the thread, in a forked child where it does not run."""
         self._lock = threading.Lock()
         if self._loop is not None:
             _abandoned.append(self._loop)

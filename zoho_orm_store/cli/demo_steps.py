@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, inspect
 
 from zoho_orm_store import provision
-from zoho_orm_store.binding import bind_to
-from zoho_orm_store.dialects import is_memory, shown
+from zoho_orm_store._database.database import open_database
+from zoho_orm_store._database.drivers import is_memory, redacted_url
 from zoho_orm_store.errors import (
     ConfigurationError,
     MissingDependencyError,
@@ -30,8 +30,8 @@ from zoho_orm_store.errors import (
     ZohoOrmStoreError,
 )
 from zoho_orm_store.models import metadata
-from zoho_orm_store.record import SECRETS, mask
-from zoho_orm_store.repository import SyncTokenRepository
+from zoho_orm_store.records import SECRETS, mask
+from zoho_orm_store.repository import TokenRepository
 from zoho_orm_store.testing import LoopbackZoho
 
 try:
@@ -54,12 +54,12 @@ except ModuleNotFoundError as missing:
 from zoho_orm_store.store import SQLAlchemyTokenStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection
 
-    from zoho_orm_store.binding import Binding
-    from zoho_orm_store.record import TokenRecord
+    from zoho_orm_store._database.database import Database
+    from zoho_orm_store.records import TokenRecord
 
 __all__ = ["STEPS", "SUCCESS", "DemoError", "run"]
 
@@ -87,7 +87,7 @@ class Stage:
     """
 
     console: Console
-    database: Binding
+    database: Database
     store: SQLAlchemyTokenStore
     zoho: LoopbackZoho
     folder: Path
@@ -114,11 +114,11 @@ class Stage:
             table.add_row(Text(name, style="cyan"), Text(value))
         self._print(table, indent=5)
 
-    def rows(self) -> list[TokenRecord]:
+    def rows(self) -> Sequence[TokenRecord]:
         """The rows that this demo has made, known by the client that only its Zoho has."""
         client_id = self.zoho.client_id
         return self.database.read(
-            lambda connection: SyncTokenRepository(connection).list(client_id=client_id)
+            lambda connection: TokenRepository(connection).list(client_id=client_id)
         )
 
     def row(self) -> TokenRecord:
@@ -154,13 +154,13 @@ def run(url: str | None = None) -> None:
     with TemporaryDirectory(prefix="zoho-orm-store-demo-") as folder:
         file = URL.create("sqlite", database=str(Path(folder, "zohooauth.db")))
         with (
-            closing(bind_to(url or file, timeout=TIMEOUT)) as database,
+            closing(open_database(url or file, timeout=TIMEOUT)) as database,
             SQLAlchemyTokenStore(database.url, create_schema=False, timeout=TIMEOUT) as store,
             LoopbackZoho() as zoho,
             _process_settings(),
         ):
             _refuse_unsuitable(database)
-            place = shown(database.url) if url else "a SQLite file in a temporary folder"
+            place = redacted_url(database.url) if url else "a SQLite file in a temporary folder"
             console.print(f"The Zoho CRM SDK keeps its tokens in {place}", soft_wrap=True)
             revision = database.read(provision.current)
             _play(Stage(console, database, store, zoho, Path(folder)))
@@ -248,7 +248,7 @@ def let_the_token_expire(stage: Stage) -> None:
     stage.say("The access token's hour is over: the row says so, and Zoho has ended it.")
     stage.zoho.expire_tokens()
     aged = replace(old, expiry_time=int(time() * 1000) - 1000)
-    stage.database.write(lambda connection: SyncTokenRepository(connection).save(aged))
+    stage.database.write(lambda connection: TokenRepository(connection).save(aged))
     stage.check("Zoho refuses the old access token.", not _is_live(stage, old.access_token))
     stage.say('>>> RecordOperations("Leads").get_records(...)  # twice')
     stage.check("Zoho CRM answered both calls.", all([_read_leads(), _read_leads()]))
@@ -321,7 +321,7 @@ def _play(stage: Stage) -> None:
 
 def _delete_rows(stage: Stage) -> None:
     def delete(connection: Connection) -> None:
-        tokens = SyncTokenRepository(connection)
+        tokens = TokenRepository(connection)
         for row in tokens.list(client_id=stage.zoho.client_id):
             tokens.delete(str(row.id))
 
@@ -407,20 +407,20 @@ def _process_settings() -> Iterator[None]:
             os.environ["no_proxy"] = found
 
 
-def _refuse_unsuitable(database: Binding) -> None:
+def _refuse_unsuitable(database: Database) -> None:
     if is_memory(database.url):
         raise ConfigurationError(
             "The demo's second process cannot reach a database in memory. "
             "Leave --url out to run on a temporary file."
         )
     try:
-        held = database.read(lambda connection: SyncTokenRepository(connection).count())
+        held = database.read(lambda connection: TokenRepository(connection).count())
     except SchemaError:
         return  # no table, so no tokens
     if held:
         raise ConfigurationError(
-            f"The table oauthtoken in {shown(database.url)} already holds tokens ({held}), and "
-            "the demo runs beside nobody's. Give it a database of its own, or leave --url out."
+            f"The table oauthtoken in {redacted_url(database.url)} already holds tokens ({held}). "
+            "Give the demo a database of its own, or leave --url out."
         )
 
 

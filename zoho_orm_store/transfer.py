@@ -1,8 +1,7 @@
-"""Taking over the tokens that the SDK's own stores have kept, and giving them back.
+"""Importing the tokens of the SDK's own stores, and exporting them again.
 
-A source is read token by token, as often as it is iterated. `import_tokens` saves what it finds
-by the same rules as a store, except that an id alone proves nothing: two files number their
-tokens alike.
+A source is read token by token, as often as it is iterated. `import_tokens` saves tokens by the
+same rules as a store, except that an id alone proves nothing: two files number their tokens alike.
 """
 
 from __future__ import annotations
@@ -14,25 +13,24 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias, TypeVar
 
 from sqlalchemy import column, inspect, select
 from sqlalchemy import table as table_clause
 
-from zoho_orm_store.binding import bind_to
-from zoho_orm_store.cipher import PLAIN, Vault
+from zoho_orm_store._database.database import open_database
+from zoho_orm_store._database.errors import our_errors
+from zoho_orm_store._matching import lookups_to_save, merged, without_earlier_pair
+from zoho_orm_store._secrets import PLAIN_TEXT, Secrets
+from zoho_orm_store._tokens import Filters, TokenOperations
 from zoho_orm_store.errors import (
     ConfigurationError,
     InvalidTokenError,
     UndecryptableTokenError,
-    ZohoOrmStoreError,
     without_frames,
 )
-from zoho_orm_store.matching import merged, rungs_to_save, without_earlier_pair
 from zoho_orm_store.models import StoredToken
-from zoho_orm_store.record import TokenRecord, parse_expiry
-from zoho_orm_store.repository import SyncTokenRepository
-from zoho_orm_store.statements import SDK_COLUMNS
+from zoho_orm_store.records import FIELDS, TokenRecord, parse_expiry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +38,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from zoho_orm_store.cipher import TokenCipher
-    from zoho_orm_store.engines import Bind
+    from zoho_orm_store._database.database import Database
+    from zoho_orm_store._database.engines import Bind
+    from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.models import StoredTokenMixin
 
 __all__ = [
@@ -53,8 +52,13 @@ __all__ = [
     "import_tokens",
 ]
 
-FILE_HEADER = (*SDK_COLUMNS[:8], "redirect_uri", "api_domain")
-"""The first line of the SDK's ``FileStore``, which names the redirect URL otherwise."""
+SDK_COLUMNS = tuple(FIELDS)
+"""The columns of the SDK's own table, in its order. Older tables lack the last one."""
+
+FILE_HEADER = tuple("redirect_uri" if name == "redirect_url" else name for name in FIELDS)
+"""The first line of the SDK's ``FileStore``, which has its own name for the redirect URL."""
+
+T = TypeVar("T")
 
 Outcome: TypeAlias = Literal["added", "updated", "unchanged", "refused"]
 
@@ -63,7 +67,7 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class Found:
-    """A token in a source, or why there is none.
+    """A token in a source, or why it cannot be read.
 
     Attributes:
         where: Its place, such as ``"line 7"``.
@@ -77,10 +81,10 @@ class Found:
 
 
 class FileStoreFile:
-    """A file of the SDK's ``FileStore``, with ten columns or, in an older one, nine.
+    """A file of the SDK's ``FileStore``, with ten columns or, if it is old, nine.
 
     Args:
-        path: The file, as a rule ``sdk_tokens.txt``.
+        path: The file, usually ``sdk_tokens.txt``.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,7 +112,7 @@ class FileStoreFile:
                             yield _found(f"line {lines.line_num}", values)
         except OSError as error:
             problem = ConfigurationError(f"Cannot read {self._path}: {error.strerror}.")
-        raise problem
+            raise without_frames(problem) from None
 
 
 class TokenTable:
@@ -117,37 +121,41 @@ class TokenTable:
     Args:
         bind: The database.
         name: The table's name.
-        cipher: What decrypts the tokens in a table of this package.
+        cipher: Decrypts the tokens in a table of this package.
 
     Raises:
-        ConfigurationError: What is given for a cipher is none.
+        ConfigurationError: The cipher is not a `TokenCipher`.
     """
 
-    @without_frames
+    @our_errors
     def __init__(
         self, bind: Bind, name: str = "oauthtoken", *, cipher: TokenCipher | None = None
     ) -> None:
         self._bind = bind
         self._name = name
-        self._vault = Vault(cipher)
+        self._secrets = Secrets(cipher)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A TokenTable may hold a password and is not pickled. Make one there.")
+        raise TypeError("A TokenTable may hold a password and cannot be pickled. Make another one.")
 
     def __iter__(self) -> Iterator[Found]:
         """Yield each token, in the order of the ids.
 
         Raises:
-            ConfigurationError: The table is missing, or is no table of tokens.
+            ConfigurationError: The table is missing, or does not hold tokens.
             DatabaseError: The database refused or lost the operation.
         """
-        with closing(bind_to(self._bind, timeout=None)) as binding:
-            columns = binding.read(self._columns)
+        with closing(self._open()) as database:
+            columns = _read(database, self._columns)
             last: object = None
-            while rows := binding.read(lambda connection: self._page(connection, columns, last)):  # noqa: B023
+            while rows := _read(database, self._page, columns, last):
                 for row in rows:
-                    yield _found(f"the row with id {row[0]!r}", row, self._vault)
+                    yield _found(f"the row with id {row[0]!r}", row, self._secrets)
                 last = rows[-1][0]
+
+    @our_errors
+    def _open(self) -> Database:
+        return open_database(self._bind)
 
     def _columns(self, connection: Connection) -> Sequence[str]:
         inspector = inspect(connection)
@@ -171,14 +179,19 @@ class TokenTable:
         return connection.execute(page).all()
 
 
-def _found(where: str, values: Sequence[object], vault: Vault = PLAIN) -> Found:
+@our_errors
+def _read(database: Database, work: Callable[..., T], *args: object) -> T:
+    return database.read(work, *args)
+
+
+def _found(where: str, values: Sequence[object], secrets: Secrets = PLAIN_TEXT) -> Found:
     if len(values) not in (len(SDK_COLUMNS) - 1, len(SDK_COLUMNS)):
         return Found(where, None, f"It has {len(values)} columns instead of ten or nine.")
     fields = dict(zip(SDK_COLUMNS, values, strict=False))
     try:
         fields["expiry_time"] = parse_expiry(fields["expiry_time"])
         TokenRecord(**fields).check_types()  # type: ignore[arg-type]  # which it checks
-        record = vault.opened([*fields.values()])
+        record = secrets.decrypted([*fields.values()])
         record.check_storable()
     except (InvalidTokenError, UndecryptableTokenError) as error:
         return Found(where, None, str(error))
@@ -186,13 +199,13 @@ def _found(where: str, values: Sequence[object], vault: Vault = PLAIN) -> Found:
 
 
 class ImportSummary(NamedTuple):
-    """What an import has done, or with ``dry_run`` would do.
+    """The result of an import, or with ``dry_run`` what it would be.
 
     Attributes:
-        added: Tokens that are new.
-        updated: Tokens that were known, and of which the source knew more or newer values.
-        unchanged: Tokens of which the source knew nothing new.
-        refused: What could not be imported: each place, and why.
+        added: How many tokens are new.
+        updated: How many stored tokens got more or newer values.
+        unchanged: How many stored tokens got nothing new.
+        refused: The place of each token that could not be imported, and why.
     """
 
     added: int
@@ -202,13 +215,13 @@ class ImportSummary(NamedTuple):
 
 
 class _UndoError(Exception):
-    """Carries what was done out of a transaction that is rolled back."""
+    """Carries a dry run's result out of the transaction that it rolls back."""
 
     def __init__(self, done: list[tuple[Outcome, str]]) -> None:
         self.done = done
 
 
-@without_frames
+@our_errors
 def import_tokens(
     source: Iterable[Found],
     bind: Bind,
@@ -222,46 +235,43 @@ def import_tokens(
 ) -> ImportSummary:
     """Save the tokens of a source.
 
-    A token that is known by its user or one of its tokens is updated, and keeps its id. A later
-    access token that is stored already is kept. Every other token is added, with its id unless
-    another token has it. A second import changes nothing.
+    A token that is already stored, known by its user or one of its tokens, is updated and keeps
+    its id; of two access tokens the one that expires later stays. Every other token is added, with
+    its id unless another token has that id. A second import changes nothing.
 
     Args:
         source: A `FileStoreFile` or a `TokenTable`.
         bind: The database, whose tables must be up to date.
         model: The model whose table holds the tokens.
-        scope: What fences off a tenant's tokens.
-        cipher: What encrypts the tokens that are saved.
-        strict: Whether one broken token keeps all others out. The import is then one transaction;
-            otherwise there is one for some hundred tokens.
-        dry_run: Whether to roll everything back in the end.
-        on_progress: Called now and then with the number of tokens that were read so far.
-
-    Returns:
-        What was done.
+        scope: The tenant to import for.
+        cipher: Encrypts the tokens that are saved.
+        strict: Whether one broken token stops the whole import, which is then one transaction.
+            Otherwise each batch of 500 tokens is one.
+        dry_run: Whether to roll everything back at the end.
+        on_progress: Called after each batch with the number of tokens read so far.
 
     Raises:
         ConfigurationError: The source cannot be read.
         InvalidTokenError: A token is broken, with ``strict``; nothing was imported.
         DatabaseError: The database refused or lost the operation.
     """
+    operations = TokenOperations.of_model(model, scope, cipher)
     counted: Counter[Outcome] = Counter()
     refused: list[str] = []
 
     def save_all(connection: Connection, found: Iterable[Found]) -> list[tuple[Outcome, str]]:
-        repository = SyncTokenRepository(connection, model=model, scope=scope, cipher=cipher)
-        done = [_save(repository, each) for each in found]
+        done = [_save(connection, operations, each) for each in found]
         if strict and (problems := [problem for outcome, problem in done if outcome == "refused"]):
             raise InvalidTokenError(f"Nothing was imported, because of {problems[0]}")
         if dry_run:
             raise _UndoError(done)
         return done
 
-    with closing(bind_to(bind, timeout=None, retry_for=30.0)) as binding:
-        told = _Told(source, on_progress) if on_progress is not None else source
-        for batch in _batches(told, whole=strict or dry_run):
+    with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
+        counting = source if on_progress is None else _Counting(source, on_progress)
+        for batch in _batches(counting, whole=strict or dry_run):
             try:
-                done = binding.write(lambda connection: save_all(connection, batch))  # noqa: B023
+                done = database.write(save_all, batch)
             except _UndoError as undone:
                 done = undone.done
             counted.update(outcome for outcome, _ in done)
@@ -269,8 +279,8 @@ def import_tokens(
     return ImportSummary(counted["added"], counted["updated"], counted["unchanged"], tuple(refused))
 
 
-class _Told:
-    """A source that tells how many tokens were read from it."""
+class _Counting:
+    """A source that reports how many tokens were read from it."""
 
     def __init__(self, source: Iterable[Found], on_progress: Callable[[int], None]) -> None:
         self._source = source
@@ -295,28 +305,27 @@ def _batches(source: Iterable[Found], *, whole: bool) -> Iterator[Iterable[Found
         yield batch
 
 
-def _save(repository: SyncTokenRepository, found: Found) -> tuple[Outcome, str]:
+def _save(connection: Connection, operations: TokenOperations, found: Found) -> tuple[Outcome, str]:
     if found.record is None:
         return "refused", f"{found.where}: {found.problem}"
     record = replace(found.record, id=None)
     try:
-        stored = repository._match(record, rungs_to_save(record))
+        stored = operations.match(connection, record, lookups_to_save(record))
         if stored is None:
-            is_free = found.record.id is None or repository.get(found.record.id) is None
-            repository.save(found.record if is_free else record)
+            id_ = found.record.id
+            is_free = id_ is None or operations.get(connection, id_) is None
+            operations.save(connection, found.record if is_free else record)
             return "added", ""
         record = without_earlier_pair(record, stored)
         if merged(stored, record) == stored:
             return "unchanged", ""
-        repository.save(replace(record, id=stored.id))
-    except ZohoOrmStoreError as error:
-        if not isinstance(error, InvalidTokenError):
-            raise
+        operations.save(connection, replace(record, id=stored.id))
+    except InvalidTokenError as error:
         return "refused", f"{found.where}: {error}"
     return "updated", ""
 
 
-@without_frames
+@our_errors
 def export_tokens(
     bind: Bind,
     path: str | Path,
@@ -327,63 +336,48 @@ def export_tokens(
 ) -> int:
     """Write every token into a new file that the SDK's ``FileStore`` can read.
 
-    Its secrets are plain text; only its owner can read the file.
+    The secrets in it are plain text. Only its owner can read the file.
 
     Args:
         bind: The database.
-        path: The file, which must not be there yet.
+        path: The file, which must not exist.
         model: The model whose table holds the tokens.
-        scope: What fences off a tenant's tokens.
-        cipher: What decrypts the tokens.
+        scope: The tenant whose tokens are exported.
+        cipher: Decrypts the tokens.
 
     Returns:
-        How many tokens there were.
+        The number of tokens.
 
     Raises:
         ConfigurationError: The file exists, or cannot be written.
-        UndecryptableTokenError: No key opens one of the tokens; the file is removed again.
+        UndecryptableTokenError: A token cannot be decrypted; the file is removed again.
         DatabaseError: The database refused or lost the operation.
     """
-    exclusive = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    operations = TokenOperations.of_model(model, scope, cipher)
     try:
-        descriptor = os.open(path, exclusive, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        problem = ConfigurationError(f"Cannot write {path}: {error.strerror}.")
-    else:
-
-        def tokens(connection: Connection) -> SyncTokenRepository:
-            return SyncTokenRepository(connection, model=model, scope=scope, cipher=cipher)
-
-        return _export_into(descriptor, path, bind, tokens)
-    raise problem
-
-
-def _export_into(
-    descriptor: int,
-    path: str | Path,
-    bind: Bind,
-    tokens: Callable[[Connection], SyncTokenRepository],
-) -> int:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-
-        def write_all(connection: Connection) -> int:
-            file.seek(0)
-            file.truncate()
-            writer.writerow(FILE_HEADER)
-            number = 0
-            for record in tokens(connection).stream():
-                writer.writerow(_blank_if_unknown(getattr(record, name) for name in SDK_COLUMNS))
-                number += 1
-            return number
-
         try:
-            with closing(bind_to(bind, timeout=None, retry_for=30.0)) as binding:
-                return binding.read(write_all)
+            with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
+                return database.read(_write_all, operations, file)
         except BaseException:
             Path(path).unlink()
             raise
 
 
-def _blank_if_unknown(values: Iterable[object]) -> list[object]:
-    return ["" if value is None else value for value in values]
+def _write_all(connection: Connection, operations: TokenOperations, file: TextIO) -> int:
+    file.seek(0)
+    file.truncate()
+    writer = csv.writer(file)
+    writer.writerow(FILE_HEADER)
+    number, after = 0, ""
+    while page := operations.page(connection, Filters(), after, _BATCH):
+        for record in page:
+            if not isinstance(record, TokenRecord):
+                raise record
+            values = (getattr(record, name) for name in SDK_COLUMNS)
+            writer.writerow(["" if value is None else value for value in values])
+        number, after = number + len(page), page[-1].id or ""
+    return number

@@ -1,0 +1,1 @@
+"""Engines, transactions and retries, the loop thread, forks, drivers, and error translation."""

@@ -1,0 +1,114 @@
+"""What the Zoho SDK forces on us, and why.
+
+The SDK decides by itself when to refresh: it asks the store for the token, compares the expiry
+with its own clock, and refreshes 5 seconds before the end. Whoever is to refresh a token earlier
+has to be shown another expiry. The SDK tells the store of a refresh that succeeded, by saving the
+token, and of nothing else. Whoever waits for a refresh that failed would wait for the lease's end,
+so the request itself has to be watched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zoho_orm_store.records import TokenRecord
+
+__all__ = [
+    "SDK_MARGIN",
+    "SLACK",
+    "ends_within",
+    "shown_as_expired",
+    "watch_request",
+    "with_real_expiry",
+]
+
+SDK_MARGIN = 5.0
+"""Seconds before its end from which the SDK refreshes an access token."""
+
+SLACK = 0.25
+"""Seconds that may pass between the store's look at the clock and the SDK's. The SDK would refresh
+without a lease if it found a token expired that the store took for live."""
+
+_TOKEN_REQUESTS = ("refresh_access_token", "generate_access_token")
+"""The methods by which an ``OAuthToken`` asks Zoho for an access token."""
+
+
+class SDKToken(Protocol):
+    """What `watch_request` needs of an ``OAuthToken``."""
+
+    def set_access_token(self, access_token: str | None) -> None: ...
+    def set_expires_in(self, expires_in: str | None) -> None: ...
+
+
+def ends_within(record: TokenRecord, seconds: float, now: float) -> bool:
+    """Whether a token's access token is missing, or ends soon.
+
+    Args:
+        record: The token.
+        seconds: How soon.
+        now: The time in epoch seconds.
+    """
+    if record.access_token is None:
+        return True
+    return record.expiry_time is not None and record.expiry_time < (now + seconds) * 1000
+
+
+def shown_as_expired(record: TokenRecord, now: float) -> TokenRecord:
+    """Return a token with an expiry that makes the SDK refresh it.
+
+    Args:
+        record: The token.
+        now: The time in epoch seconds.
+    """
+    if ends_within(record, SDK_MARGIN, now):
+        return record
+    return replace(record, expiry_time=int(now * 1000))
+
+
+def with_real_expiry(
+    saved: TokenRecord, seen: TokenRecord, shown_expiry: int | None
+) -> TokenRecord:
+    """Leave the expiry that was only shown out of a save, so that the stored one stays.
+
+    An application may look a token up and save it without a refresh in between.
+
+    Args:
+        saved: The token that is being saved.
+        seen: The token as it was stored when its refresh began.
+        shown_expiry: The expiry that the caller was shown instead, if any.
+    """
+    was_shown = (seen.access_token, shown_expiry) == (saved.access_token, saved.expiry_time)
+    return replace(saved, expiry_time=None) if shown_expiry is not None and was_shown else saved
+
+
+def watch_request(token: SDKToken, on_failure: Callable[[], TokenRecord | None]) -> None:
+    """Call a function if the SDK's next refresh or exchange of a token fails.
+
+    Args:
+        token: The ``OAuthToken`` that the SDK is about to refresh.
+        on_failure: Called while the failure is being handled. If it returns a token, the SDK goes
+            on with that one's access token and expiry; ``None`` lets the failure through.
+    """
+
+    def watched(request: Callable[..., object]) -> Callable[..., object]:
+        def watched_request(*args: object) -> object:
+            for name in _TOKEN_REQUESTS:
+                vars(token).pop(name, None)
+            try:
+                return request(token, *args)
+            except BaseException as error:
+                live = on_failure()
+                if live is None or not isinstance(error, Exception):
+                    raise
+            token.set_access_token(live.access_token)
+            token.set_expires_in(str(live.expiry_time))
+            return token
+
+        return watched_request
+
+    for name in _TOKEN_REQUESTS:
+        setattr(token, name, watched(getattr(type(token), name)))

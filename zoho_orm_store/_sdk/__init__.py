@@ -1,0 +1,1 @@
+"""The Zoho SDK's side: its six methods, and conversion between its objects and ours."""

@@ -1,0 +1,217 @@
+"""The SDK's six ``TokenStore`` methods, which convert, call a store, and convert back."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
+
+from zoho_orm_store._refresh.sdk_behaviour import watch_request
+from zoho_orm_store._sdk.conversion import (
+    OAuthToken,
+    TokenStore,
+    fill,
+    missing_id_exception,
+    record_from,
+    store_exception,
+    token_from,
+)
+from zoho_orm_store.errors import ConfigurationError, ZohoOrmStoreError, without_frames
+from zoho_orm_store.records import check_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import NoReturn
+
+    from typing_extensions import Self
+
+    from zoho_orm_store._refresh.coordinator import Settled
+    from zoho_orm_store.records import TokenRecord
+
+__all__ = ["MissingId", "TokenStoreAdapter"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MissingId = Literal["none", "raise"]
+
+logger = logging.getLogger("zoho_orm_store")
+
+
+def _for_the_sdk(
+    method: Callable[Concatenate[TokenStoreAdapter, P], T],
+) -> Callable[Concatenate[TokenStoreAdapter, P], T]:
+    """Make a method raise only the SDK's exception, with this package's error as its cause."""
+
+    @wraps(method)
+    def operation(self: TokenStoreAdapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except ZohoOrmStoreError as error:
+            cause = without_frames(error)
+        del args, kwargs
+        raise store_exception(type(self).__name__, method.__name__, cause) from cause
+
+    return operation
+
+
+class TokenStoreAdapter(TokenStore):
+    """A ``TokenStore`` on six operations over `TokenRecord`.
+
+    Args:
+        missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
+            ``"raise"`` raises, as the SDK's own stores do and its releases for the API versions
+            5 to 7 need.
+    """
+
+    def __init__(self, missing_id: MissingId = "none") -> None:
+        if missing_id not in ("none", "raise"):
+            raise ConfigurationError(f"missing_id must be 'none' or 'raise', not {missing_id!r}.")
+        self._missing_id = missing_id
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"A {type(self).__name__} cannot be pickled. Make one in each process.")
+
+    @abstractmethod
+    def _get(self, id_: str) -> Settled:
+        """The token with an id."""
+
+    @abstractmethod
+    def _find(self, asked: TokenRecord) -> Settled:
+        """The asked token with its unknown values filled in, or ``None``."""
+
+    @abstractmethod
+    def _save(self, asked: TokenRecord) -> TokenRecord:
+        """Save a token completely or not at all; return the row."""
+
+    @abstractmethod
+    def _delete(self, id_: str) -> None:
+        """Delete the token with an id, if there is one."""
+
+    @abstractmethod
+    def _delete_all(self) -> None:
+        """Delete every token."""
+
+    @abstractmethod
+    def _tokens(self) -> list[OAuthToken]:
+        """Every token, oldest first."""
+
+    def close(self) -> None:
+        """Give back what the store holds. It cannot be used any more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @_for_the_sdk
+    def find_token(self, token: OAuthToken) -> OAuthToken | None:
+        """Fill in the unknown fields of a token from the stored one that it means.
+
+        Args:
+            token: An SDK token. A known id decides alone; otherwise user, access token, grant
+                token and refresh token are tried in this order.
+
+        Returns:
+            The same object; or ``None`` if nothing matches, and the token is unchanged.
+
+        Raises:
+            SDKException: The argument is not an ``OAuthToken``, or the database failed.
+        """
+        asked = record_from(token)
+        found, on_failure = self._find(asked)
+        if found is not None:
+            fill(token, asked, found)
+        if on_failure is not None:
+            watch_request(token, on_failure)
+        return None if found is None else token
+
+    @_for_the_sdk
+    def find_token_by_id(self, id: str) -> OAuthToken | None:  # noqa: A002 - the SDK's name
+        """Return the stored token with an id, as a new and complete SDK token.
+
+        Args:
+            id: The token's id.
+
+        Returns:
+            The token; ``None`` for an unknown id, with ``missing_id="none"``.
+
+        Raises:
+            SDKException: The id is unknown, with ``missing_id="raise"``; or the database failed.
+        """
+        found, on_failure = self._get(id) if _is_known_id(id) else (None, None)
+        if found is None:
+            if self._missing_id == "raise":
+                raise missing_id_exception()
+            return None
+        token = token_from(found)
+        if on_failure is not None:
+            watch_request(token, on_failure)
+        return token
+
+    @_for_the_sdk
+    def save_token(self, token: OAuthToken) -> None:
+        """Save a token: into the row that it means, or into a new one.
+
+        Known fields overwrite, unknown ones leave what is stored. The token gets the row's id.
+
+        Args:
+            token: An SDK token with at least one credential.
+
+        Raises:
+            SDKException: The token cannot be stored, its id is that of another user's row, or the
+                database failed. Since the SDK only logs what is raised here, the failure is also
+                logged at ERROR on the logger ``zoho_orm_store``.
+        """
+        try:
+            saved = self._save(record_from(token))
+        except ZohoOrmStoreError as error:
+            logger.error("A token was not saved: %s", error)
+            raise
+        token.set_id(saved.id)
+
+    @_for_the_sdk
+    def delete_token(self, id: str) -> None:  # noqa: A002 - the SDK's name
+        """Delete exactly the token with an id. An unknown id is not an error.
+
+        Args:
+            id: The token's id, whatever characters it holds.
+
+        Raises:
+            SDKException: The database failed.
+        """
+        if _is_known_id(id):
+            self._delete(id)
+
+    @_for_the_sdk
+    def delete_tokens(self) -> None:
+        """Delete every stored token, in one statement.
+
+        Raises:
+            SDKException: The database failed.
+        """
+        self._delete_all()
+
+    @_for_the_sdk
+    def get_tokens(self) -> list[OAuthToken]:
+        """Return every stored token, oldest first, as new and complete SDK tokens.
+
+        Raises:
+            SDKException: The database failed.
+        """
+        return self._tokens()
+
+
+def _is_known_id(id_: object) -> bool:
+    if id_ is None or id_ == "":
+        return False
+    check_text("id", id_)
+    return True

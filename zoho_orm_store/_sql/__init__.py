@@ -1,0 +1,1 @@
+"""The SQL: statements on tokens and leases, and how dialects differ."""

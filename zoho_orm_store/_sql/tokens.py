@@ -1,0 +1,227 @@
+"""The statements on a table of stored tokens, made once per table.
+
+Parameters for a column carry its name. The digest column of a field is its parameter too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, bindparam, case, delete, func, or_, select, update
+
+from zoho_orm_store._matching import Lookup
+from zoho_orm_store._secrets import MARK, prefix_of
+from zoho_orm_store._sql.dialects import equals_exactly
+from zoho_orm_store.records import DIGESTS, FIELDS, SECRETS
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Delete, Row, Select, Table, Update
+
+__all__ = ["RECORD_COLUMNS", "TokenStatements", "token_statements"]
+
+RECORD_COLUMNS = (*FIELDS, "created_at", "updated_at")
+"""The columns of a `TokenRecord`, in the order of its fields."""
+
+_KEY_PREFIX_LENGTH = 80
+
+
+@cache
+def token_statements(table: Table, scope_columns: tuple[str, ...]) -> TokenStatements:
+    """The statements for a table.
+
+    Args:
+        table: The table of a model made with `StoredTokenMixin`.
+        scope_columns: The columns of a scope. Their values are the parameters ``scope_<column>``.
+    """
+    return TokenStatements(table, scope_columns)
+
+
+class TokenStatements:
+    """The SQL for each operation on a table of stored tokens."""
+
+    def __init__(self, table: Table, scope_columns: tuple[str, ...]) -> None:
+        self._columns = columns = table.c
+        self._table = table
+        self._in_scope = [columns[name] == bindparam(f"scope_{name}") for name in scope_columns]
+        self._has_id = equals_exactly(columns.id, bindparam("row_id", type_=columns.id.type))
+        identity = columns.identity == bindparam("identity")
+        rows = select(*(columns[name] for name in RECORD_COLUMNS)).where(*self._in_scope)
+
+        self.rows = rows
+        self.by_id = rows.where(self._has_id)
+        self.lock_by_id = self.by_id.with_for_update()
+        self.lock_by_identity = rows.where(identity).with_for_update()
+        self.lock_absorbed = self._absorbed(identity)
+        self.update = update(table).where(self._has_id, *self._in_scope)
+        self.delete = delete(table).where(self._has_id, *self._in_scope)
+        self.delete_all = delete(table).where(*self._in_scope)
+        self.id_in_any_scope = select(columns.id).where(self._has_id)
+        self.key_prefixes = select(
+            *(func.substr(columns[name], 1, _KEY_PREFIX_LENGTH) for name in SECRETS)
+        ).where(*self._in_scope)
+
+    def _absorbed(self, has_identity: ColumnElement[bool]) -> Select[Any]:
+        """The other rows that turn out to be the row ``row_id``: see `is_absorbed`."""
+        columns = self._columns
+        has_refresh_token = and_(
+            self._equals("refresh_digest"),
+            columns.user_digest.is_(None),
+            or_(columns.client_digest.is_(None), self._equals("client_digest")),
+        )
+        others = self.rows.where(~self._has_id, or_(has_identity, has_refresh_token))
+        return others.order_by(columns.updated_at, columns.id).with_for_update()
+
+    @cache
+    def by_lookup(self, lookup: Lookup, *, user: bool, client: bool) -> Select[Any]:
+        """The row that a lookup finds: the best first, then the one saved last.
+
+        Args:
+            lookup: Any but `Lookup.ID`. For `Lookup.IDENTITY`, ``identities`` is a list.
+            user: Whether the asked token knows its user.
+            client: Whether the asked token knows its client.
+        """
+        columns = self._columns
+        if lookup is Lookup.IDENTITY:
+            found: ColumnElement[bool] = columns.identity.in_(
+                bindparam("identities", expanding=True)
+            )
+        else:
+            found = self._equals(DIGESTS[lookup.value])
+        conditions = [found]
+        order: list[ColumnElement[Any]] = [columns.updated_at.desc(), columns.id.desc()]
+        if user and lookup is not Lookup.USER:
+            conditions.append(self._agrees("user_digest"))
+        if client:
+            conditions.append(self._agrees("client_digest"))
+            if lookup in (Lookup.USER, Lookup.IDENTITY):
+                order.insert(0, case((columns.client_digest.is_(None), 1), else_=0))
+        return self.rows.where(*conditions).order_by(*order).limit(1)
+
+    @cache
+    def listing(self, user: bool, client: bool, expired: bool | None) -> Select[Any]:
+        """The rows of ``user_digest``, of ``client_digest``, or expired by ``now``; oldest first.
+
+        Args:
+            user: Whether to filter by user.
+            client: Whether to filter by client.
+            expired: Only the expired ones, only the others, or both.
+        """
+        columns = self._columns
+        rows = self.rows.where(*self._filters(user, client, expired))
+        return rows.order_by(columns.created_at, columns.id)
+
+    @cache
+    def page(self, user: bool, client: bool, expired: bool | None) -> Select[Any]:
+        """The rows of `listing` in the order of ids: those after ``after``, at most ``limit``."""
+        rows = self.rows.where(*self._filters(user, client, expired))
+        return self._next(rows)
+
+    @cache
+    def count(self, user: bool, client: bool, expired: bool | None) -> Select[Any]:
+        """The number of rows in `listing`."""
+        return self._count(*self._filters(user, client, expired))
+
+    @cache
+    def purge(self, *, idle: bool, stranded: bool) -> Delete:
+        """Delete rows that are of no more use.
+
+        Args:
+            idle: Those last saved before ``saved_before``.
+            stranded: Those expired by ``now`` that have no refresh token.
+        """
+        columns, useless = self._columns, []
+        if idle:
+            useless.append(columns.updated_at < bindparam("saved_before"))
+        if stranded:
+            useless.append(and_(self._is_expired, columns.refresh_digest.is_(None)))
+        return delete(self._table).where(*self._in_scope, or_(*useless))
+
+    @cache
+    def not_rotated(self, *, to_plain_text: bool) -> Select[Any]:
+        """The rows to rotate, with their identity digest: those after ``after``, at most ``limit``.
+
+        Args:
+            to_plain_text: Those with an encrypted secret. Otherwise those with a secret that does
+                not begin with ``prefix``, which has the length ``length``.
+        """
+        rows = self.rows.add_columns(self._columns.identity)
+        return self._next(rows.where(self._is_not_rotated(to_plain_text)))
+
+    @cache
+    def count_not_rotated(self, *, to_plain_text: bool) -> Select[Any]:
+        """The number of rows in `not_rotated`."""
+        return self._count(self._is_not_rotated(to_plain_text))
+
+    @cache
+    def rotate(self, *, compare_time: bool) -> Update:
+        """Write the secrets of the row ``row_id``, unless it was changed since it was read.
+
+        Args:
+            compare_time: Whether to compare ``updated_at`` as well: MySQL ignores trailing blanks
+                in text. In SQLite, which does not, another tool may have written the time in
+                another form.
+        """
+        seen = _seen_columns(compare_time)
+        is_unchanged = (
+            self._columns[name].is_not_distinct_from(bindparam(f"seen_{name}")) for name in seen
+        )
+        return update(self._table).where(self._has_id, *self._in_scope, *is_unchanged)
+
+    def seen(self, row: Row[Any], *, compare_time: bool) -> dict[str, object]:
+        """The parameters of `rotate` that describe the row as it was read."""
+        names = _seen_columns(compare_time)
+        return {"row_id": row.id} | {f"seen_{name}": getattr(row, name) for name in names}
+
+    @property
+    def _is_expired(self) -> ColumnElement[bool]:
+        return self._columns.expiry_time <= bindparam("now")
+
+    def _equals(self, column: str) -> ColumnElement[bool]:
+        return self._columns[column] == bindparam(column)
+
+    def _agrees(self, digest_column: str) -> ColumnElement[bool]:
+        return or_(self._columns[digest_column].is_(None), self._equals(digest_column))
+
+    def _next(self, rows: Select[Any]) -> Select[Any]:
+        is_next = self._columns.id > bindparam("after")
+        return rows.where(is_next).order_by(self._columns.id).limit(bindparam("limit"))
+
+    def _count(self, *conditions: ColumnElement[bool]) -> Select[Any]:
+        return select(func.count()).select_from(self._table).where(*self._in_scope, *conditions)
+
+    def _filters(self, user: bool, client: bool, expired: bool | None) -> list[ColumnElement[bool]]:
+        conditions = []
+        if user:
+            conditions.append(self._equals("user_digest"))
+        if client:
+            conditions.append(self._equals("client_digest"))
+        if expired is True:
+            conditions.append(self._is_expired)
+        elif expired is False:
+            conditions.append(or_(self._columns.expiry_time.is_(None), ~self._is_expired))
+        return conditions
+
+    def _is_not_rotated(self, to_plain_text: bool) -> ColumnElement[bool]:
+        secrets = [self._columns[name] for name in SECRETS]
+        if to_plain_text:
+            literal = prefix_of("")
+            return or_(
+                *(
+                    and_(
+                        func.substr(each, 1, len(MARK)) == MARK,
+                        func.substr(each, 1, len(literal)) != literal,
+                    )
+                    for each in secrets
+                )
+            )
+        return or_(
+            *(
+                func.substr(each, 1, bindparam("length")) != bindparam("prefix", type_=each.type)
+                for each in secrets
+            )
+        )
+
+
+def _seen_columns(compare_time: bool) -> tuple[str, ...]:
+    return (*SECRETS, "user_name", "client_id", *(("updated_at",) if compare_time else ()))

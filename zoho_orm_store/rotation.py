@@ -1,0 +1,113 @@
+"""Changing the key that stored tokens are encrypted under, while workers go on.
+
+Each batch is a transaction of its own, and tokens under the present key are passed over: an
+interrupted run is simply started again.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from time import sleep
+from typing import TYPE_CHECKING, NamedTuple
+
+from zoho_orm_store._database.database import open_database
+from zoho_orm_store._database.errors import our_errors
+from zoho_orm_store._sql.dialects import empty_write_ahead_log, overwriting_deleted_values
+from zoho_orm_store._tokens import TokenOperations
+from zoho_orm_store.models import StoredToken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from sqlalchemy import Connection
+
+    from zoho_orm_store._database.database import Database
+    from zoho_orm_store._database.engines import Bind
+    from zoho_orm_store._tokens import RotatedBatch
+    from zoho_orm_store.encryption import TokenCipher
+    from zoho_orm_store.errors import UndecryptableTokenError
+    from zoho_orm_store.models import StoredTokenMixin
+
+__all__ = ["RotationSummary", "rotate_keys"]
+
+_PASSES = 5
+_PAUSE = 0.005
+_BATCH = 100
+
+
+class RotationSummary(NamedTuple):
+    """The result of `rotate_keys`.
+
+    Attributes:
+        rotated: How many tokens were encrypted anew.
+        left: How many are still not under the present key. Those that are not undecryptable were
+            saved meanwhile by workers that use another key.
+        undecryptable: Why some tokens could not be decrypted; they were left as they are.
+    """
+
+    rotated: int
+    left: int
+    undecryptable: tuple[UndecryptableTokenError, ...]
+
+
+@our_errors
+def rotate_keys(
+    bind: Bind,
+    cipher: TokenCipher,
+    *,
+    model: type[StoredTokenMixin] = StoredToken,
+    scope: Mapping[str, object] | None = None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> RotationSummary:
+    """Encrypt every token under the key that a cipher uses now.
+
+    Workers may run meanwhile: no token is locked for longer than a batch of a hundred takes, and a
+    token that a worker saves meanwhile is left as it was saved. With a cipher that only decrypts,
+    every token becomes plain text.
+
+    On SQLite the old values are overwritten. On a server they stay in the files until the server
+    reuses the space. Backups and logs keep them everywhere.
+
+    Args:
+        bind: The database, whose tables must be up to date.
+        cipher: Decrypts the tokens as they are, and encrypts them anew.
+        model: The model whose table holds the tokens.
+        scope: The tenant whose tokens are encrypted anew. Each tenant needs a call of its own,
+            because its tokens are bound to its scope.
+        on_progress: Called after each batch with the number of tokens done, and the number in all.
+
+    Raises:
+        CipherError: The cipher failed.
+        DatabaseError: The database refused or lost the operation.
+    """
+    operations = TokenOperations.of_model(model, scope, cipher)
+    with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
+        left = database.read(operations.count_not_rotated)
+        total, done = left, 0
+        undecryptable: list[UndecryptableTokenError] = []
+        for _ in range(_PASSES):
+            if left <= len(undecryptable):
+                break
+            undecryptable = []
+            for batch in _one_pass(database, operations):
+                done += batch.rotated
+                undecryptable += batch.undecryptable
+                on_progress(done, max(total, done))
+            left = database.read(operations.count_not_rotated)
+        database.read(empty_write_ahead_log)
+    return RotationSummary(done, left, tuple(undecryptable))
+
+
+def _one_pass(database: Database, operations: TokenOperations) -> Iterator[RotatedBatch]:
+    after: str | None = ""
+    while after is not None:
+        batch = database.write(_rotate, operations, after)
+        yield batch
+        after = batch.last
+        # Let waiting workers have their turn, if the database has one writer at a time.
+        sleep(_PAUSE)
+
+
+def _rotate(connection: Connection, operations: TokenOperations, after: str) -> RotatedBatch:
+    with overwriting_deleted_values(connection):
+        return operations.rotate_batch(connection, after, _BATCH)
