@@ -92,7 +92,10 @@ class RefusedError(Exception):
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Accounts:
-    """The part of `LoopbackZoho` that issues, checks and revokes tokens; see there."""
+    """The part of `LoopbackZoho` that issues, checks and revokes tokens.
+
+    `LoopbackZoho` documents the arguments.
+    """
 
     access_token_lifetime: float = 3600.0
     grant_token_lifetime: float | None = 60.0
@@ -126,14 +129,14 @@ class Accounts:
         return self.client.redirect_url
 
     def add_client(self, redirect_url: str = "https://example.com/oauth/callback") -> Client:
-        """Register another OAuth client. Zoho accepts no other ``redirect_uri`` from it."""
+        """Register another OAuth client, which can redirect only to ``redirect_url``."""
         client = Client(f"1000.{token_hex(16).upper()}", token_hex(21), redirect_url)
         with self._lock:
             self._clients[client.client_id] = client
         return client
 
     def user_name(self, user: str = DEFAULT_USER) -> str:
-        """Return the name in the SDK's ``UserSignature`` of this user: ``email:zgid``."""
+        """Return the name that the SDK gives this user's ``UserSignature``: ``email:zgid``."""
         return f"{user}:{self.zgid}"
 
     def issue_grant_token(self, user: str = DEFAULT_USER, *, client: Client | None = None) -> str:
@@ -177,7 +180,7 @@ class Accounts:
     def is_live(self, token: str) -> bool:
         """Return whether Zoho accepts this access token or refresh token."""
         with self._lock:
-            return token in self._authorizations or self._find_access_token(token) is not None
+            return token in self._authorizations or self._find_authorization(token) is not None
 
     def expire_tokens(self, user: str | None = None) -> None:
         """Expire access tokens now. Their holders are not told.
@@ -191,12 +194,12 @@ class Accounts:
                     authorization.access_tokens.clear()
 
     def revoke(self, token: str) -> None:
-        """Revoke a refresh token with its access tokens, or one access token; ignore any other."""
+        """Revoke a refresh token and its access tokens, or one access token, if it is live."""
         with self._lock:
             self._revoke(token)
 
     def advance(self, seconds: float) -> None:
-        """Move Zoho's clock forward. This machine's clock stays as it is."""
+        """Move Zoho's clock forward by ``seconds``. This machine's clock stays as it is."""
         with self._lock:
             self._skew += seconds
 
@@ -218,16 +221,18 @@ class Accounts:
             raise RefusedError("invalid_client")
         if params.get("client_secret") != client.client_secret:
             raise RefusedError("invalid_client_secret")
-        exchange = kind == "exchange"
-        authorization = (self._exchange if exchange else self._refresh)(client, params)
-        payload: dict[str, object] = {
+        payload: dict[str, object] = {}
+        if kind == "exchange":
+            authorization = self._exchange(client, params)
+            payload["refresh_token"] = authorization.refresh_token
+        else:
+            authorization = self._refresh(client, params)
+        payload |= {
             "access_token": self._new_access_token(authorization),
             "api_domain": api_domain,
             "token_type": "Bearer",
             "expires_in": int(self.access_token_lifetime),
         }
-        if exchange:
-            payload["refresh_token"] = authorization.refresh_token
         return payload, authorization.user
 
     def _exchange(self, client: Client, params: Mapping[str, str]) -> _Authorization:
@@ -265,10 +270,10 @@ class Accounts:
         new = _Authorization(user, client, _new_token())
         self._authorizations[new.refresh_token] = new
         if self.max_refresh_tokens is not None:
-            everyones = self._authorizations.values()
-            own = [each for each in everyones if (each.user, each.client) == (user, client)]
-            while len(own) > self.max_refresh_tokens:
-                del self._authorizations[own.pop(0).refresh_token]
+            authorizations = self._authorizations.values()
+            same = [each for each in authorizations if (each.user, each.client) == (user, client)]
+            while len(same) > self.max_refresh_tokens:
+                del self._authorizations[same.pop(0).refresh_token]
         return new
 
     def _new_access_token(self, authorization: _Authorization) -> str:
@@ -280,16 +285,16 @@ class Accounts:
         authorization.access_tokens = dict(live)
         return token
 
-    def _find_access_token(self, token: str) -> _Authorization | None:
+    def _find_authorization(self, access_token: str) -> _Authorization | None:
         now = self._now()
         for authorization in self._authorizations.values():
-            if authorization.access_tokens.get(token, now) > now:
+            if authorization.access_tokens.get(access_token, now) > now:
                 return authorization
         return None
 
     def _revoke(self, token: str) -> _Authorization | None:
         authorization = self._authorizations.pop(token, None)
-        if authorization is None and (authorization := self._find_access_token(token)):
+        if authorization is None and (authorization := self._find_authorization(token)):
             del authorization.access_tokens[token]
         return authorization
 

@@ -43,12 +43,12 @@ class RecordedRequest:
         kind: ``"consent"`` (the page in a browser), ``"exchange"`` (of a grant token),
             ``"refresh"``, ``"revoke"``, ``"api"`` (Zoho CRM), or ``"unknown"`` for any other
             request to Zoho Accounts.
-        path: The path. Requests to Zoho CRM keep their query string; in others it may hold tokens.
+        path: The path. Only requests to Zoho CRM keep their query string: others hold tokens there.
         at: When the request arrived, in epoch seconds.
         status: The HTTP status of the answer, ``None`` if there was no answer. Zoho refuses most
             token requests with status 200, so look at ``error``.
         error: Zoho's error code, such as ``"invalid_code"`` or ``"INVALID_TOKEN"``; ``"failed"``
-            for a failure that the test ordered; ``None`` if Zoho carried out the request.
+            for a failure set by `LoopbackZoho.fail`; ``None`` if Zoho carried out the request.
         user: The email address of the user whose token it was, if Zoho found one.
     """
 
@@ -84,20 +84,21 @@ class LoopbackZoho(Accounts):
     """Zoho Accounts and a small part of Zoho CRM on a port of 127.0.0.1.
 
     Use it as a context manager, or call `start` and `close`. Any email address is a user, and all
-    users belong to one organization. Every limit defaults to Zoho's own, and ``None`` lifts it.
-    Every argument is also an attribute. Except for ``port``, it can be changed at any time.
+    users belong to one organization. The limits default to Zoho's, and ``None`` lifts a limit.
+    Every argument is also an attribute, and a change applies to the requests that follow. Only
+    ``port`` must stay as it is after `start`.
 
     Args:
         access_token_lifetime: Lifetime of an access token in seconds. The SDK refreshes a token in
             its last 5 seconds, so a shorter lifetime makes it refresh before every request.
         grant_token_lifetime: Lifetime of a grant token in seconds. It can be exchanged once.
-        max_refreshes: How often a refresh token can refresh within ``refresh_window``. Zoho
-            answers the next request with "Access Denied".
-        refresh_window: Length in seconds of the window in which ``max_refreshes`` applies.
-        max_access_tokens: Live access tokens per refresh token. One more ends the oldest.
-        max_refresh_tokens: Live refresh tokens per user and client. One more ends the oldest.
-        port: The port to listen on. 0 means a free port, which `start` chooses.
-        delay: How long Zoho Accounts waits before it answers, in seconds.
+        max_refreshes: Refreshes per refresh token within ``refresh_window``. Zoho answers the next
+            one with "Access Denied".
+        refresh_window: Length of the window for ``max_refreshes`` in seconds.
+        max_access_tokens: Live access tokens per refresh token. A new one ends the oldest.
+        max_refresh_tokens: Live refresh tokens per user and client. A new one ends the oldest.
+        port: The port to listen on. If it is 0, `start` chooses a free port.
+        delay: Seconds that Zoho Accounts waits before it answers.
 
     Attributes:
         client: The default client, for calls that name no client.
@@ -115,7 +116,7 @@ class LoopbackZoho(Accounts):
         self._requests: list[RecordedRequest] = []
 
     def start(self) -> Self:
-        """Listen in daemon threads, on the same port as before a `close`. Returns this object."""
+        """Start the server, and return this object. After `close`, it keeps its port."""
         if self._server is None:
             self._closing.clear()
             self._server = _Server(self.port, self._answer)
@@ -123,7 +124,7 @@ class LoopbackZoho(Accounts):
         return self
 
     def close(self) -> None:
-        """Close the connections, the port and the threads. Tokens and recorded requests stay."""
+        """Stop the server and close its connections. Tokens and recorded requests stay."""
         server, self._server = self._server, None
         if server is not None:
             self._closing.set()
@@ -173,7 +174,7 @@ class LoopbackZoho(Accounts):
             return DataCenter.Environment(*urls, "loopback")
 
     def fail(self, failure: Failure = SERVER_ERROR, *, times: int | None = 1) -> None:
-        """Make the next requests to Zoho Accounts fail. Replaces any earlier order to fail.
+        """Make the next requests to Zoho Accounts fail. This replaces an earlier `fail`.
 
         Args:
             failure: How they fail: `SERVER_ERROR`, `ACCESS_DENIED`, `CONNECTION_DROPPED`,
@@ -219,18 +220,20 @@ class LoopbackZoho(Accounts):
         url = urlsplit(target)
         params = dict(parse_qsl(url.query)) | dict(parse_qsl(body))
         kind = _kind(method, url.path, params)
-        path, user = url.path, params.get("user")
         if kind not in ("api", "consent") and self.delay and self._closing.wait(self.delay):
             return Answer(None)
         with self._lock:
             if kind == "api":
-                path, user = target, self._bearer(authorization)
+                user = self._bearer(authorization)
                 answer = crm_answer(method, url.path, params, user, self.zgid)
             elif kind == "consent":
                 client = self._clients.get(params.get("client_id", ""))
+                user = params.get("user")
                 answer = consent_answer(params, client, self._new_grant)
             else:
                 answer, user = self._token_answer(kind, params)
+            # Zoho Accounts takes tokens in the query string, so it is recorded for the API alone.
+            path = target if kind == "api" else url.path
             self._requests.append(
                 RecordedRequest(kind, path, at, answer.status, answer.error, user)
             )
@@ -239,7 +242,7 @@ class LoopbackZoho(Accounts):
     def _bearer(self, authorization: str) -> str | None:
         """Return the user whose live access token is in an Authorization header."""
         scheme, _, token = authorization.partition(" ")
-        found = self._find_access_token(token) if scheme == "Zoho-oauthtoken" else None
+        found = self._find_authorization(token) if scheme == "Zoho-oauthtoken" else None
         return found.user if found else None
 
     def _token_answer(self, kind: Kind, params: Mapping[str, str]) -> tuple[Answer, str | None]:
