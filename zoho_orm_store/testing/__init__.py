@@ -1,8 +1,8 @@
-"""A loopback Zoho, to test an integration with the real SDK and without a network.
+"""A stand-in for Zoho, to test an integration with the real SDK and without a network.
 
-`LoopbackZoho` answers on 127.0.0.1 what the Zoho CRM SDK asks of Zoho Accounts (exchange, refresh
-and revoke tokens) and of Zoho CRM (who am I, which organization, read a few leads). It keeps
-Zoho's limits, counts what it was asked, and fails on demand:
+`LoopbackZoho` listens on 127.0.0.1 and answers the SDK's requests to Zoho Accounts (exchange,
+refresh and revoke tokens) and to Zoho CRM (the current user, the organization, a few leads). It
+enforces Zoho's limits, counts the requests, and fails when a test tells it to:
 
     with LoopbackZoho() as zoho:
         token = OAuthToken(
@@ -14,16 +14,16 @@ Zoho's limits, counts what it was asked, and fails on demand:
         assert zoho.counts.refreshes == 1
 """
 
-from zoho_orm_store.testing.accounts import DEFAULT_USER, Client
-from zoho_orm_store.testing.answers import (
+from zoho_orm_store.testing.accounts import (
     ACCESS_DENIED,
     ANSWER_LOST,
     CONNECTION_DROPPED,
+    DEFAULT_USER,
     SERVER_ERROR,
+    Client,
     Failure,
 )
-from zoho_orm_store.testing.loopback import LoopbackZoho
-from zoho_orm_store.testing.recording import Counts, Kind, RecordedRequest
+from zoho_orm_store.testing.loopback import Counts, Kind, LoopbackZoho, RecordedRequest
 
 __all__ = [
     "ACCESS_DENIED",

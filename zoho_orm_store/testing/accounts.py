@@ -1,35 +1,50 @@
-"""Zoho Accounts: clients, grant, refresh and access tokens, and Zoho's limits on them."""
+"""Zoho Accounts in memory: its clients and tokens, its limits, and the ways it can fail."""
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from zoho_orm_store.testing.answers import TOO_MANY_REQUESTS, RefusedError
-
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
-    from zoho_orm_store.testing.recording import Kind
-
-__all__ = ["DEFAULT_USER", "Accounts", "Client"]
+__all__ = [
+    "ACCESS_DENIED",
+    "ANSWER_LOST",
+    "CONNECTION_DROPPED",
+    "DEFAULT_USER",
+    "SERVER_ERROR",
+    "Accounts",
+    "Client",
+    "Failure",
+    "RefusedError",
+]
 
 DEFAULT_USER = "patricia.boyle@example.com"
-"""The email address of the user that tokens are issued to when no other is named."""
+"""The email address of the user who gets the tokens when no user is named."""
+
+_TOO_MANY_REQUESTS = {
+    "error": "Access Denied",
+    "error_description": (
+        "You have made too many requests continuously. Please try again after some time."
+    ),
+    "status": "failure",
+}
 
 
 @dataclass(frozen=True)
 class Client:
-    """An OAuth client registered at Zoho.
+    """An OAuth client that is registered at Zoho.
 
     Attributes:
         client_id: The client's id.
-        client_secret: The client's secret; not in the ``repr``.
-        redirect_url: The URL that an exchange may name as ``redirect_uri``.
+        client_secret: The client's secret. The ``repr`` leaves it out.
+        redirect_url: The only ``redirect_uri`` that Zoho accepts from this client.
     """
 
     client_id: str
@@ -37,155 +52,170 @@ class Client:
     redirect_url: str
 
 
-class Accounts:
-    """What Zoho Accounts knows and allows, in memory.
+@dataclass(frozen=True)
+class Failure:
+    """A way in which a request to Zoho Accounts can fail; see `LoopbackZoho.fail`.
 
-    Arguments and attributes are those of `LoopbackZoho`, which gives them to the world.
+    Attributes:
+        status: The HTTP status of the answer. ``None`` closes the connection without an answer.
+        body: The body of the answer.
+        content_type: The content type of the answer.
+        handled: Whether Zoho carries out the request before it fails. If so, an exchange uses up
+            its grant token and a revoked token stays revoked, although the caller gets no answer.
     """
 
+    status: int | None
+    body: str = ""
+    content_type: str = "text/html;charset=UTF-8"
+    handled: bool = False
+
+
+SERVER_ERROR = Failure(500, "<html><body><h1>Internal Server Error</h1></body></html>")
+"""Zoho is down: it answers with status 500 and an HTML page."""
+ACCESS_DENIED = Failure(400, json.dumps(_TOO_MANY_REQUESTS), "application/json;charset=UTF-8")
+"""Zoho answers as if there had been too many token requests."""
+CONNECTION_DROPPED = Failure(None)
+"""The connection closes before Zoho carries out the request."""
+ANSWER_LOST = Failure(None, handled=True)
+"""The connection closes after Zoho has carried out the request."""
+
+
+class RefusedError(Exception):
+    """Zoho Accounts refuses a request, most often with status 200."""
+
     def __init__(
-        self,
-        *,
-        access_token_lifetime: float = 3600.0,
-        grant_token_lifetime: float | None = 60.0,
-        max_refreshes: int | None = 10,
-        refresh_window: float = 600.0,
-        max_access_tokens: int | None = 15,
-        max_refresh_tokens: int | None = 20,
+        self, error: str, status: int = 200, payload: Mapping[str, object] | None = None
     ) -> None:
-        self.access_token_lifetime = access_token_lifetime
-        self.grant_token_lifetime = grant_token_lifetime
-        self.max_refreshes = max_refreshes
-        self.refresh_window = refresh_window
-        self.max_access_tokens = max_access_tokens
-        self.max_refresh_tokens = max_refresh_tokens
+        super().__init__(error)
+        self.error, self.status, self.payload = error, status, payload or {"error": error}
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class Accounts:
+    """The part of `LoopbackZoho` that issues, checks and revokes tokens.
+
+    `LoopbackZoho` documents the arguments.
+    """
+
+    access_token_lifetime: float = 3600.0
+    grant_token_lifetime: float | None = 60.0
+    max_refreshes: int | None = 10
+    refresh_window: float = 600.0
+    max_access_tokens: int | None = 15
+    max_refresh_tokens: int | None = 20
+
+    def __post_init__(self) -> None:
         self.zgid = "60012345678"
         self._lock = threading.Lock()
         self._skew = 0.0
         self._clients: dict[str, Client] = {}
         self._grants: dict[str, _Grant] = {}
-        self._access: dict[str, _Authorization] = {}
-        self._refresh: dict[str, _Authorization] = {}
-        self._by_user: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self._authorizations: dict[str, _Authorization] = {}  # by refresh token, oldest first
         self.client = self.add_client()
-
-    # -- Setting the stage -----------------------------------------------------------------------
 
     @property
     def client_id(self) -> str:
-        """The default client's id."""
+        """The id of the default client."""
         return self.client.client_id
 
     @property
     def client_secret(self) -> str:
-        """The default client's secret."""
+        """The secret of the default client."""
         return self.client.client_secret
 
     @property
     def redirect_url(self) -> str:
-        """The default client's redirect URL."""
+        """The redirect URL of the default client."""
         return self.client.redirect_url
 
     def add_client(self, redirect_url: str = "https://example.com/oauth/callback") -> Client:
-        """Register one more OAuth client.
-
-        Args:
-            redirect_url: The only ``redirect_uri`` that an exchange may name.
-        """
+        """Register another OAuth client, which can redirect only to ``redirect_url``."""
         client = Client(f"1000.{token_hex(16).upper()}", token_hex(21), redirect_url)
         with self._lock:
             self._clients[client.client_id] = client
         return client
 
     def user_name(self, user: str = DEFAULT_USER) -> str:
-        """The name that the SDK gives to a user's signature, ``email:zgid``."""
+        """Return the name that the SDK gives this user's ``UserSignature``: ``email:zgid``."""
         return f"{user}:{self.zgid}"
 
     def issue_grant_token(self, user: str = DEFAULT_USER, *, client: Client | None = None) -> str:
-        """Let a user consent to a client's access.
+        """Issue a grant token, as if the user had given consent.
 
         Args:
             user: The user's email address.
-            client: The client; the default one if not given.
+            client: The client that the user gives access to. The default client if omitted.
 
         Returns:
-            A grant token, to be exchanged within `grant_token_lifetime` seconds.
+            A grant token, which can be exchanged once within `grant_token_lifetime` seconds.
         """
-        code = _new_token()
         with self._lock:
-            lifetime = self.grant_token_lifetime
-            ends = float("inf") if lifetime is None else self._now() + lifetime
-            self._grants[code] = _Grant(user, (client or self.client).client_id, ends)
-        return code
+            return self._new_grant(user, client or self.client)
 
     def issue_refresh_token(self, user: str = DEFAULT_USER, *, client: Client | None = None) -> str:
-        """Make a refresh token, as if a grant token had been exchanged before.
+        """Issue a refresh token, as if a grant token had been exchanged.
 
         Args:
             user: The user's email address.
-            client: The client; the default one if not given.
+            client: The client that the user gives access to. The default client if omitted.
         """
         with self._lock:
-            return self._new_authorization(user, (client or self.client).client_id).refresh_token
+            return self._new_authorization(user, client or self.client).refresh_token
 
     def issue_access_token(self, refresh_token: str) -> str:
-        """Make an access token without a request; `max_refreshes` does not count it.
+        """Issue an access token without a request. It does not count towards `max_refreshes`.
 
         Args:
             refresh_token: A live refresh token.
 
         Raises:
-            ValueError: The refresh token is not live.
+            ValueError: The refresh token is unknown or revoked.
         """
         with self._lock:
-            authorization = self._refresh.get(refresh_token)
+            authorization = self._authorizations.get(refresh_token)
             if authorization is None:
-                raise ValueError("An access token can only be issued for a live refresh token.")
+                raise ValueError("issue_access_token() needs a live refresh token.")
             return self._new_access_token(authorization)
 
     def is_live(self, token: str) -> bool:
-        """Whether Zoho would accept this access token, or refresh with this refresh token."""
+        """Return whether Zoho accepts this access token or refresh token."""
         with self._lock:
-            return token in self._refresh or self._live_access(token) is not None
+            return token in self._authorizations or self._find_authorization(token) is not None
 
     def expire_tokens(self, user: str | None = None) -> None:
-        """End access tokens early, unknown to those who hold them.
+        """Expire access tokens now. Their holders are not told.
 
         Args:
-            user: Whose tokens end; ``None`` ends everybody's.
+            user: The user whose access tokens expire. ``None`` means all users.
         """
         with self._lock:
-            for authorization in self._refresh.values():
+            for authorization in self._authorizations.values():
                 if user in (None, authorization.user):
-                    self._forget_access(authorization)
+                    authorization.access_tokens.clear()
 
     def revoke(self, token: str) -> None:
-        """End a refresh token and its access tokens, or one access token; unknown is no error."""
+        """Revoke a refresh token and its access tokens, or one access token, if it is live."""
         with self._lock:
             self._revoke(token)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass at Zoho, and only there: tokens grow old, windows move on.
-
-        Args:
-            seconds: By how much Zoho's clock goes ahead.
-        """
+        """Move Zoho's clock forward by ``seconds``. This machine's clock stays as it is."""
         with self._lock:
             self._skew += seconds
 
-    # -- Answering: called with the lock held ----------------------------------------------------
+    # -- Private methods: the caller holds the lock ----------------------------------------------
 
     def _handle(
-        self, kind: Kind, params: Mapping[str, str], api_domain: str
-    ) -> tuple[Mapping[str, object], str | None]:
-        """Do what was asked; return the answer's content and the user whose token it was."""
-        if kind == "unknown":
-            raise RefusedError("unsupported_grant_type", status=400)
+        self, kind: str, params: Mapping[str, str], api_domain: str
+    ) -> tuple[Mapping[str, object], str]:
+        """Return the answer to a token request, and the user whose token it is."""
         if kind == "revoke":
             revoked = self._revoke(params.get("token", ""))
             if revoked is None:
-                raise RefusedError("invalid_token", status=400)
+                raise RefusedError("invalid_token", 400)
             return {"status": "success"}, revoked.user
+        if kind not in ("exchange", "refresh"):
+            raise RefusedError("unsupported_grant_type", 400)
         client = self._clients.get(params.get("client_id", ""))
         if client is None:
             raise RefusedError("invalid_client")
@@ -196,7 +226,7 @@ class Accounts:
             authorization = self._exchange(client, params)
             payload["refresh_token"] = authorization.refresh_token
         else:
-            authorization = self._refreshable(client, params)
+            authorization = self._refresh(client, params)
         payload |= {
             "access_token": self._new_access_token(authorization),
             "api_domain": api_domain,
@@ -208,78 +238,72 @@ class Accounts:
     def _exchange(self, client: Client, params: Mapping[str, str]) -> _Authorization:
         code = params.get("code", "")
         grant = self._grants.get(code)
-        if grant is None or grant.client_id != client.client_id or grant.ends <= self._now():
+        if grant is None or grant.client != client or grant.expires_at <= self._now():
             raise RefusedError("invalid_code")
-        # A self client has no redirect URL, so that the SDK may leave it out.
+        # The SDK omits redirect_uri for a self client, which has no redirect URL.
         if params.get("redirect_uri", client.redirect_url) != client.redirect_url:
             raise RefusedError("invalid_redirect_uri")
         del self._grants[code]
-        return self._new_authorization(grant.user, client.client_id)
+        return self._new_authorization(grant.user, client)
 
-    def _refreshable(self, client: Client, params: Mapping[str, str]) -> _Authorization:
-        authorization = self._refresh.get(params.get("refresh_token", ""))
-        if authorization is None or authorization.client_id != client.client_id:
+    def _refresh(self, client: Client, params: Mapping[str, str]) -> _Authorization:
+        authorization = self._authorizations.get(params.get("refresh_token", ""))
+        if authorization is None or authorization.client != client:
             raise RefusedError("invalid_code")
         now = self._now()
-        recent = [at for at in authorization.refreshed if at > now - self.refresh_window]
+        recent = [at for at in authorization.refreshed_at if at > now - self.refresh_window]
         if self.max_refreshes is not None and len(recent) >= self.max_refreshes:
-            raise RefusedError("Access Denied", status=400, payload=TOO_MANY_REQUESTS)
-        authorization.refreshed = [*recent, now]
+            raise RefusedError("Access Denied", 400, _TOO_MANY_REQUESTS)
+        authorization.refreshed_at = [*recent, now]
         return authorization
-
-    # -- Tokens: called with the lock held -------------------------------------------------------
 
     def _now(self) -> float:
         return time.monotonic() + self._skew
 
-    def _new_authorization(self, user: str, client_id: str) -> _Authorization:
-        authorization = _Authorization(user, client_id, _new_token())
-        refresh_tokens = self._by_user[user, client_id]
-        refresh_tokens.append(authorization.refresh_token)
-        self._refresh[authorization.refresh_token] = authorization
-        while self.max_refresh_tokens is not None and len(refresh_tokens) > self.max_refresh_tokens:
-            self._revoke(refresh_tokens[0])
-        return authorization
+    def _new_grant(self, user: str, client: Client) -> str:
+        lifetime = math.inf if self.grant_token_lifetime is None else self.grant_token_lifetime
+        code = _new_token()
+        self._grants[code] = _Grant(user, client, self._now() + lifetime)
+        return code
+
+    def _new_authorization(self, user: str, client: Client) -> _Authorization:
+        new = _Authorization(user, client, _new_token())
+        self._authorizations[new.refresh_token] = new
+        if self.max_refresh_tokens is not None:
+            authorizations = self._authorizations.values()
+            same = [each for each in authorizations if (each.user, each.client) == (user, client)]
+            while len(same) > self.max_refresh_tokens:
+                del self._authorizations[same.pop(0).refresh_token]
+        return new
 
     def _new_access_token(self, authorization: _Authorization) -> str:
         now, token = self._now(), _new_token()
-        authorization.access[token] = now + self.access_token_lifetime
-        self._access[token] = authorization
-        live = [each for each, ends in authorization.access.items() if ends > now]
-        keep = live if self.max_access_tokens is None else live[-self.max_access_tokens :]
-        self._forget_access(authorization, keep)
+        authorization.access_tokens[token] = now + self.access_token_lifetime
+        live = [item for item in authorization.access_tokens.items() if item[1] > now]
+        if self.max_access_tokens is not None:
+            live = live[-self.max_access_tokens :]
+        authorization.access_tokens = dict(live)
         return token
 
-    def _forget_access(self, authorization: _Authorization, keep: Collection[str] = ()) -> None:
-        for token in authorization.access.keys() - keep:
-            del authorization.access[token], self._access[token]
+    def _find_authorization(self, access_token: str) -> _Authorization | None:
+        now = self._now()
+        for authorization in self._authorizations.values():
+            if authorization.access_tokens.get(access_token, now) > now:
+                return authorization
+        return None
 
     def _revoke(self, token: str) -> _Authorization | None:
-        if authorization := self._refresh.pop(token, None):
-            self._by_user[authorization.user, authorization.client_id].remove(token)
-            self._forget_access(authorization)
-        elif authorization := self._live_access(token):
-            del authorization.access[token], self._access[token]
+        authorization = self._authorizations.pop(token, None)
+        if authorization is None and (authorization := self._find_authorization(token)):
+            del authorization.access_tokens[token]
         return authorization
-
-    def _live_access(self, token: str) -> _Authorization | None:
-        authorization = self._access.get(token)
-        if authorization is None or authorization.access[token] <= self._now():
-            return None
-        return authorization
-
-    def _caller(self, header: str) -> str | None:
-        """The user whose live access token an Authorization header holds."""
-        scheme, _, token = header.partition(" ")
-        authorization = self._live_access(token) if scheme == "Zoho-oauthtoken" else None
-        return authorization.user if authorization else None
 
 
 @dataclass(frozen=True)
 class _Grant:
     user: str
-    client_id: str
-    ends: float
+    client: Client
+    expires_at: float
 
 
 @dataclass
@@ -287,10 +311,10 @@ class _Authorization:
     """A user's consent to a client: one refresh token and the access tokens made from it."""
 
     user: str
-    client_id: str
+    client: Client
     refresh_token: str
-    refreshed: list[float] = field(default_factory=list)
-    access: dict[str, float] = field(default_factory=dict)  # when each one ends, oldest first
+    refreshed_at: list[float] = field(default_factory=list)
+    access_tokens: dict[str, float] = field(default_factory=dict)  # expiry times, oldest first
 
 
 def _new_token() -> str:

@@ -1,109 +1,130 @@
-"""Zoho Accounts and a little of Zoho CRM behind one loopback port."""
+"""`LoopbackZoho`: an HTTP server that answers as Zoho does and records every request."""
 
 from __future__ import annotations
 
+import socket
+import socketserver
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 from zoho_orm_store.errors import MissingDependencyError
-from zoho_orm_store.testing.accounts import DEFAULT_USER, Accounts
-from zoho_orm_store.testing.answers import (
-    CONNECTION_DROPPED,
-    SERVER_ERROR,
-    RefusedError,
-    failed_answer,
-    json_answer,
-)
-from zoho_orm_store.testing.consent import consent_answer
-from zoho_orm_store.testing.crm import crm_answer
-from zoho_orm_store.testing.recording import Counts, RecordedRequest, counted
-from zoho_orm_store.testing.server import Server
+from zoho_orm_store.testing.accounts import SERVER_ERROR, Accounts, Failure, RefusedError
+from zoho_orm_store.testing.crm import Answer, consent_answer, crm_answer, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Self
     from zohocrmsdk.src.com.zoho.crm.api.dc.data_center import DataCenter
 
-    from zoho_orm_store.testing.answers import Answer, Failure
-    from zoho_orm_store.testing.recording import Kind
-    from zoho_orm_store.testing.server import Request
+__all__ = ["Counts", "Kind", "LoopbackZoho", "RecordedRequest"]
 
-__all__ = ["LoopbackZoho"]
+Kind: TypeAlias = Literal["consent", "exchange", "refresh", "revoke", "api", "unknown"]
+"""The kind of a request; see `RecordedRequest`."""
+
+_CONSENT_PATH = "/oauth/v2/auth"
+_TOKEN_PATH = "/oauth/v2/token"  # noqa: S105 - a path
+_Socket: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 
 
-class LoopbackZoho(Accounts):
-    """Zoho Accounts and a little of Zoho CRM, on a free port of 127.0.0.1.
-
-    Use it as a context manager, or call `start` and `close`. Users need no registration: any email
-    address is one, and all belong to one organization. Every argument but ``port`` is also an
-    attribute that may be changed while it runs, for the requests that follow. Limits default to
-    Zoho's own; ``None`` lifts one.
-
-    Args:
-        port: The port to listen on; 0 takes a free one.
-        access_token_lifetime: Seconds an access token lives. The SDK refreshes a token in its last
-            5 seconds: with less than that, before every request.
-        grant_token_lifetime: Seconds a grant token may be exchanged, once.
-        max_refreshes: Access tokens that one refresh token may make within ``refresh_window``; the
-            next request gets "Access Denied".
-        refresh_window: Seconds over which ``max_refreshes`` counts.
-        max_access_tokens: Live access tokens of one refresh token; the next ends the oldest.
-        max_refresh_tokens: Live refresh tokens of one user and client; the next ends the oldest.
-        delay: Seconds by which every answer of Zoho Accounts is held back.
+@dataclass(frozen=True)
+class RecordedRequest:
+    """A request that `LoopbackZoho` received. It holds no secret.
 
     Attributes:
-        client: The client that is used where no other is named.
+        kind: ``"consent"`` (the page in a browser), ``"exchange"`` (of a grant token),
+            ``"refresh"``, ``"revoke"``, ``"api"`` (Zoho CRM), or ``"unknown"`` for any other
+            request to Zoho Accounts.
+        path: The path. Only requests to Zoho CRM keep their query string: others hold tokens there.
+        at: When the request arrived, in epoch seconds.
+        status: The HTTP status of the answer, ``None`` if there was no answer. Zoho refuses most
+            token requests with status 200, so look at ``error``.
+        error: Zoho's error code, such as ``"invalid_code"`` or ``"INVALID_TOKEN"``; ``"failed"``
+            for a failure set by `LoopbackZoho.fail`; ``None`` if Zoho carried out the request.
+        user: The email address of the user whose token it was, if Zoho found one.
+    """
+
+    kind: Kind
+    path: str
+    at: float
+    status: int | None
+    error: str | None
+    user: str | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many requests `LoopbackZoho` received.
+
+    Attributes:
+        exchanges: Grant tokens that were exchanged.
+        refreshes: Access tokens that were made from a refresh token.
+        revokes: Tokens that were revoked over HTTP.
+        refused: Exchanges and refreshes that failed for any reason.
+        api_calls: Requests to Zoho CRM, including unauthorized ones.
+    """
+
+    exchanges: int
+    refreshes: int
+    revokes: int
+    refused: int
+    api_calls: int
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class LoopbackZoho(Accounts):
+    """Zoho Accounts and a small part of Zoho CRM on a port of 127.0.0.1.
+
+    Use it as a context manager, or call `start` and `close`. Any email address is a user, and all
+    users belong to one organization. The limits default to Zoho's, and ``None`` lifts a limit.
+    Every argument is also an attribute, and a change applies to the requests that follow. Only
+    ``port`` must stay as it is after `start`.
+
+    Args:
+        access_token_lifetime: Lifetime of an access token in seconds. The SDK refreshes a token in
+            its last 5 seconds, so a shorter lifetime makes it refresh before every request.
+        grant_token_lifetime: Lifetime of a grant token in seconds. It can be exchanged once.
+        max_refreshes: Refreshes per refresh token within ``refresh_window``. Zoho answers the next
+            one with "Access Denied".
+        refresh_window: Length of the window for ``max_refreshes`` in seconds.
+        max_access_tokens: Live access tokens per refresh token. A new one ends the oldest.
+        max_refresh_tokens: Live refresh tokens per user and client. A new one ends the oldest.
+        port: The port to listen on. If it is 0, `start` chooses a free port.
+        delay: Seconds that Zoho Accounts waits before it answers.
+
+    Attributes:
+        client: The default client, for calls that name no client.
         zgid: The id of the organization.
     """
 
-    def __init__(
-        self,
-        *,
-        port: int = 0,
-        access_token_lifetime: float = 3600.0,
-        grant_token_lifetime: float | None = 60.0,
-        max_refreshes: int | None = 10,
-        refresh_window: float = 600.0,
-        max_access_tokens: int | None = 15,
-        max_refresh_tokens: int | None = 20,
-        delay: float = 0.0,
-    ) -> None:
-        super().__init__(
-            access_token_lifetime=access_token_lifetime,
-            grant_token_lifetime=grant_token_lifetime,
-            max_refreshes=max_refreshes,
-            refresh_window=refresh_window,
-            max_access_tokens=max_access_tokens,
-            max_refresh_tokens=max_refresh_tokens,
-        )
-        self.delay = delay
-        self._port = port
-        self._server: Server | None = None
+    port: int = 0
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._server: _Server | None = None
         self._closing = threading.Event()
-        self._failure = SERVER_ERROR
-        self._failures_left: int | None = 0
+        self._failures: Iterator[Failure] = iter(())
         self._requests: list[RecordedRequest] = []
 
-    # -- Coming and going ------------------------------------------------------------------------
-
     def start(self) -> Self:
-        """Listen and answer, in daemon threads; started again after `close`, on the same port.
-
-        Returns:
-            This object.
-        """
+        """Start the server, and return this object. After `close`, it keeps its port."""
         if self._server is None:
             self._closing.clear()
-            self._server = Server(self._port, self._answer)
-            self._port = self._server.server_address[1]
-            self._server.start()
+            self._server = _Server(self.port, self._answer)
+            self.port = self._server.server_port
         return self
 
     def close(self) -> None:
-        """Cut all connections and give port and threads back. What Zoho knows is kept."""
+        """Stop the server and close its connections. Tokens and recorded requests stay."""
         server, self._server = self._server, None
         if server is not None:
             self._closing.set()
@@ -118,26 +139,26 @@ class LoopbackZoho(Accounts):
     @property
     def url(self) -> str:
         """The API domain, ``http://127.0.0.1:<port>``."""
-        if not self._port:
-            raise RuntimeError("LoopbackZoho has no port yet. Call start(), or use it in a with.")
-        return f"http://127.0.0.1:{self._port}"
+        if not self.port:
+            raise RuntimeError("LoopbackZoho has no port yet. Call start(), or use a with block.")
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def accounts_url(self) -> str:
         """The URL for token requests."""
-        return f"{self.url}/oauth/v2/token"
+        return self.url + _TOKEN_PATH
 
     @property
     def consent_url(self) -> str:
-        """The URL of the page on which a user lets a client in, for a login in a browser.
+        """The URL of the page on which a user gives consent in a browser.
 
-        It takes the parameters of Zoho's own: ``client_id``, ``redirect_uri`` (the client's),
-        ``response_type``, ``scope``, ``access_type`` and ``state``.
+        The page takes the same parameters as Zoho's own: ``client_id``, ``redirect_uri`` (the
+        client's), ``response_type``, ``scope``, ``access_type`` and ``state``.
         """
-        return f"{self.url}/oauth/v2/auth"
+        return self.url + _CONSENT_PATH
 
     def environment(self) -> DataCenter.Environment:
-        """The environment to give to the SDK's ``Initializer``.
+        """Return the environment for the SDK's ``Initializer``.
 
         Raises:
             MissingDependencyError: The Zoho CRM SDK is not installed.
@@ -149,106 +170,184 @@ class LoopbackZoho(Accounts):
         urls = (self.url, self.accounts_url, self.url)
         try:
             return DataCenter.Environment(*urls)
-        except TypeError:  # SDK 5.0 wants a name as well, and never reads it
+        except TypeError:  # zohocrmsdk5-0 requires a name as well, but never reads it.
             return DataCenter.Environment(*urls, "loopback")
 
-    # -- Misbehaving -----------------------------------------------------------------------------
-
     def fail(self, failure: Failure = SERVER_ERROR, *, times: int | None = 1) -> None:
-        """Let the next requests to Zoho Accounts fail; replaces what was ordered before.
+        """Make the next requests to Zoho Accounts fail. This replaces an earlier `fail`.
 
         Args:
             failure: How they fail: `SERVER_ERROR`, `ACCESS_DENIED`, `CONNECTION_DROPPED`,
-                `ANSWER_LOST`, or another `Failure`.
-            times: How many requests fail; ``None`` means all, until `recover`.
+                `ANSWER_LOST`, or a `Failure` of your own.
+            times: How many requests fail. ``None`` means all until `recover`.
         """
         with self._lock:
-            self._failure, self._failures_left = failure, times
+            self._failures = repeat(failure) if times is None else repeat(failure, times)
 
     def recover(self) -> None:
         """Stop failing."""
         self.fail(times=0)
 
-    # -- Looking back ----------------------------------------------------------------------------
-
     @property
     def requests(self) -> list[RecordedRequest]:
-        """Every request since the start or the last `reset_counts`, in the order of the answers."""
+        """All requests since the last `reset_counts`, in the order in which they were answered."""
         with self._lock:
             return list(self._requests)
 
     @property
     def counts(self) -> Counts:
-        """How many requests there were since the start or the last `reset_counts`."""
-        return counted(self.requests)
+        """How many requests there were since the last `reset_counts`."""
+        requests = self.requests
+        total = Counter(request.kind for request in requests)
+        done = Counter(request.kind for request in requests if request.error is None)
+        return Counts(
+            exchanges=done["exchange"],
+            refreshes=done["refresh"],
+            revokes=done["revoke"],
+            refused=sum(total[kind] - done[kind] for kind in ("exchange", "refresh")),
+            api_calls=total["api"],
+        )
 
     def reset_counts(self) -> None:
-        """Forget the requests recorded so far; tokens and limits stay as they are."""
+        """Forget the requests recorded so far. Tokens and limits stay as they are."""
         with self._lock:
             self._requests.clear()
 
-    # -- Answering: called by the server's threads -----------------------------------------------
+    # -- Called by the server's threads ----------------------------------------------------------
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, method: str, target: str, body: str, authorization: str) -> Answer:
         at = time.time()
-        url = urlsplit(request.target)
-        params = dict(parse_qsl(url.query)) | dict(parse_qsl(request.body))
-        if not url.path.startswith("/oauth/"):
-            with self._lock:
-                user = self._caller(request.authorization)
-                answer = crm_answer(request.method, url.path, params, user, self.zgid)
-                self._record("api", request.target, at, answer, user)
-            return answer
-        if (request.method, url.path) == ("GET", "/oauth/v2/auth"):
-            return self._consent(params, at)
-        if self.delay and self._closing.wait(self.delay):
-            return failed_answer(CONNECTION_DROPPED)
-        kind = _kind(request.method, url.path, params)
+        url = urlsplit(target)
+        params = dict(parse_qsl(url.query)) | dict(parse_qsl(body))
+        kind = _kind(method, url.path, params)
+        if kind not in ("api", "consent") and self.delay and self._closing.wait(self.delay):
+            return Answer(None)
         with self._lock:
-            answer, user = self._accounts_answer(kind, params)
-            self._record(kind, url.path, at, answer, user)
+            if kind == "api":
+                user = self._bearer(authorization)
+                answer = crm_answer(method, url.path, params, user, self.zgid)
+            elif kind == "consent":
+                client = self._clients.get(params.get("client_id", ""))
+                user = params.get("user")
+                answer = consent_answer(params, client, self._new_grant)
+            else:
+                answer, user = self._token_answer(kind, params)
+            # Zoho Accounts takes tokens in the query string, so it is recorded for the API alone.
+            path = target if kind == "api" else url.path
+            self._requests.append(
+                RecordedRequest(kind, path, at, answer.status, answer.error, user)
+            )
         return answer
 
-    def _consent(self, params: Mapping[str, str], at: float) -> Answer:
-        answer = consent_answer(
-            params,
-            self._clients.get(params.get("client_id", "")),
-            DEFAULT_USER,
-            lambda user, client: self.issue_grant_token(user, client=client),
-        )
-        with self._lock:
-            self._record("consent", "/oauth/v2/auth", at, answer, params.get("user"))
-        return answer
+    def _bearer(self, authorization: str) -> str | None:
+        """Return the user whose live access token is in an Authorization header."""
+        scheme, _, token = authorization.partition(" ")
+        found = self._find_authorization(token) if scheme == "Zoho-oauthtoken" else None
+        return found.user if found else None
 
-    def _record(self, kind: Kind, path: str, at: float, answer: Answer, user: str | None) -> None:
-        self._requests.append(RecordedRequest(kind, path, at, answer.status, answer.error, user))
-
-    def _accounts_answer(self, kind: Kind, params: Mapping[str, str]) -> tuple[Answer, str | None]:
-        failure = self._next_failure()
-        if failure is not None and not failure.handled:
-            return failed_answer(failure), None
+    def _token_answer(self, kind: Kind, params: Mapping[str, str]) -> tuple[Answer, str | None]:
+        failure = next(self._failures, None)
+        if failure and not failure.handled:
+            return Answer(failure.status, failure.body, failure.content_type, "failed"), None
+        user = None
         try:
             payload, user = self._handle(kind, params, self.url)
             answer = json_answer(200, payload)
         except RefusedError as refused:
-            answer, user = refused.answer, None
-        if failure is not None:
-            answer = failed_answer(failure, answer.error)
+            answer = json_answer(refused.status, refused.payload, refused.error)
+        if failure:
+            answer = Answer(failure.status, failure.body, failure.content_type, answer.error)
         return answer, user
-
-    def _next_failure(self) -> Failure | None:
-        if self._failures_left == 0:
-            return None
-        if self._failures_left is not None:
-            self._failures_left -= 1
-        return self._failure
 
 
 def _kind(method: str, path: str, params: Mapping[str, str]) -> Kind:
-    if method != "POST":
-        return "unknown"
-    if path == "/oauth/v2/token/revoke":
+    if not path.startswith("/oauth/"):
+        return "api"
+    if (method, path) == ("GET", _CONSENT_PATH):
+        return "consent"
+    if (method, path) == ("POST", f"{_TOKEN_PATH}/revoke"):
         return "revoke"
-    grant_type = params.get("grant_type") if path == "/oauth/v2/token" else None
-    kinds: dict[str | None, Kind] = {"authorization_code": "exchange", "refresh_token": "refresh"}
-    return kinds.get(grant_type, "unknown")
+    if (method, path) == ("POST", _TOKEN_PATH):
+        if params.get("grant_type") == "authorization_code":
+            return "exchange"
+        if params.get("grant_type") == "refresh_token":
+            return "refresh"
+    return "unknown"
+
+
+class _Server(ThreadingHTTPServer):
+    """A server on 127.0.0.1 with a daemon thread per connection. It starts when it is made."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, port: int, answer: Callable[[str, str, str, str], Answer]) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.answer = answer
+        self.connections: dict[threading.Thread, socket.socket] = {}
+        self._acceptor = threading.Thread(
+            target=self.serve_forever, args=(0.02,), name="loopback-zoho", daemon=True
+        )
+        self._acceptor.start()
+
+    def server_bind(self) -> None:
+        # HTTPServer.server_bind looks up its host name in DNS, which can take seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
+
+    def close(self) -> None:
+        if not self._acceptor.is_alive():
+            # In a forked child, shutdown() would wait forever. The parent owns the connections.
+            self.server_close()
+            return
+        self.shutdown()
+        self._acceptor.join()
+        self.server_close()
+        for thread, connection in list(self.connections.items()):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join(timeout=5)
+
+    def handle_error(self, request: _Socket, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # The client closed the connection.
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # Send head and body in one packet: a second one waits for a delayed ACK.
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections[threading.current_thread()] = self.connection
+        if self.server.fileno() < 0:  # The server closed after it accepted this connection.
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        del self.server.connections[threading.current_thread()]
+        super().finish()
+
+    def _serve(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length).decode(errors="replace")
+        authorization = self.headers.get("Authorization", "")
+        answer = self.server.answer(self.command, self.path, body, authorization)
+        if answer.status is None:
+            self.close_connection = True
+            return
+        content = answer.body.encode()
+        self.send_response(answer.status)
+        if content:
+            self.send_header("Content-Type", answer.content_type)
+        if answer.location is not None:
+            self.send_header("Location", answer.location)
+        if answer.status != 204:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
