@@ -126,6 +126,7 @@ with_a_cipher_too = on_routes(MEMORY, *BY_DATABASE, ENCRYPTED)
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 on_empty_sqlite = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+on_empty_servers = pytest.mark.parametrize("empty_database", SERVERS, indirect=True)
 """For what the database has no part in."""
 
 CIPHER = FernetCipher(generate_key())

@@ -22,7 +22,6 @@ from conftest import (
     BY_DRIVER,
     ENGINES,
     empty,
-    on_each_driver,
     on_each_driver_and_engine,
     on_each_pool,
     on_routes,
