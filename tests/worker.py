@@ -13,7 +13,6 @@ from sdk_tokens import make_token
 from sqlalchemy import Engine, event
 
 from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore
-from zoho_orm_store.keys import rekey_tokens
 from zoho_orm_store.sdk import OAuthToken
 
 
@@ -116,12 +115,6 @@ def save_and_find(url: str, worker: str, rows: str, mode: str) -> None:
         if store.find_token_by_id(id_).get_access_token() != access_token:
             print("LOST", id_)
     print("SAVED", len(last))
-
-
-def rotate(url: str) -> None:
-    """Encrypt every token under the first key, and say how it goes on."""
-    summary = rekey_tokens(url, FernetCipher(), on_progress=lambda *done: print(*done, flush=True))
-    print("LEFT", summary.left, len(summary.undecryptable))
 
 
 def not_closed(url: str) -> None:
