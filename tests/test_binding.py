@@ -19,8 +19,11 @@ from threading import Timer
 import pytest
 from asyncpg import InternalClientError
 from conftest import (
+    BY_DATABASE,
     BY_DRIVER,
     ENGINES,
+    MEMORY,
+    SHARED,
     empty,
     on_each_driver_and_engine,
     on_each_pool,
@@ -124,7 +127,7 @@ class TestThreads:
 
         assert len({asyncio.run(work()) for _ in range(3)}) == 1
 
-    @on_each_pool
+    @on_routes(MEMORY, *SHARED, *BY_DATABASE)
     def test_two_stores_on_one_database_H1(self, route, route_url, store):
         store.get_tokens()
         with open_store(route, route_url) as second:

@@ -614,7 +614,6 @@ class TestDefectsOfTheReferenceStores:
         store.delete_tokens()
         assert store.get_tokens() == []
 
-    @on_each_driver
     def test_constructing_the_store_again_on_an_empty_table(self, route, route_url, store):
         with open_store(route, route_url) as second:
             assert second.get_tokens() == []

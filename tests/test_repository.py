@@ -299,7 +299,7 @@ class TestRefusals:
             transaction.save(replace(ASKED, id=saved.id, user_name="another"))
         assert transaction.get(saved.id) == saved
 
-    @on_each_driver
+    @on_each_database
     def test_a_missing_table_G1_G3(self, begin):
         transaction = begin(model=NeverMigrated)
         message = "'never_migrated' is missing .* Run: your project's migrations"
