@@ -233,7 +233,7 @@ def test_the_commands_that_need_tables_say_so(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "megabytes"),
-    [(10_000, 12), pytest.param(100_000, 60, marks=pytest.mark.soak)],
+    [(20_000, 6), pytest.param(100_000, 6, marks=pytest.mark.soak)],
 )
 def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path, number, megabytes):
     """The first line comes soon after the start, and the rest takes little more memory."""
