@@ -3,6 +3,10 @@
 The server tests use PostgreSQL and MariaDB over real connections, each run in a database of its
 own. Where a server is not reachable, its tests are left out and the summary says so; with
 ZOHO_ORM_STORE_REQUIRE_SERVERS=1 that is an error instead.
+
+A test runs where its behaviour can differ, and nowhere else: rules in memory and once per
+database, drivers each once, engines of the application's and ciphers on a handful of routes. What
+takes minutes is marked `soak` and has a short version among the others: `python -m pytest -m soak`.
 """
 
 from __future__ import annotations
@@ -55,29 +59,75 @@ class Route:
     encrypted: bool = False
 
     def __str__(self) -> str:
-        return f"{self.driver}-{self.kind}{'-encrypted' if self.encrypted else ''}"
+        where = "memory" if self.database == "sqlite-memory" else self.kind
+        return f"{self.driver}-{where}{'-encrypted' if self.encrypted else ''}"
 
 
-ROUTES = (
-    Route("memory", "list", "store"),
+MEMORY = Route("memory", "list", "store")
+
+IN_MEMORY = (MEMORY, Route("sqlite-memory", "sqlite+pysqlite", "url"))
+"""Both stores, without a file or a server: for what is decided before any SQL."""
+
+BY_DATABASE = (
+    Route("sqlite", "sqlite+pysqlite", "url"),
+    Route("postgresql", "postgresql+psycopg", "url"),
+    Route("mariadb", "mysql+pymysql", "url"),
+)
+
+BY_DRIVER = (
+    *BY_DATABASE,
+    Route("sqlite", "sqlite+aiosqlite", "url"),
+    Route("postgresql", "postgresql+psycopg_async", "url"),
+    Route("postgresql", "postgresql+asyncpg", "url"),
+    Route("mariadb", "mysql+asyncmy", "url"),
+    Route("mariadb", "mysql+aiomysql", "url"),
+)
+
+ENCRYPTED = Route("sqlite", "sqlite+pysqlite", "engine", encrypted=True)
+
+ENGINES = (
+    ENCRYPTED,
+    Route("postgresql", "postgresql+psycopg", "engine", encrypted=True),
+    Route("postgresql", "postgresql+asyncpg", "async_engine", encrypted=True),
+    Route("mariadb", "mysql+pymysql", "engine", encrypted=True),
+    Route("mariadb", "mysql+asyncmy", "async_engine", encrypted=True),
+)
+"""Engines of the application's, of both kinds and on each database, with a cipher."""
+
+SHARED = (
     Route("sqlite-memory", "sqlite+pysqlite", "url"),
     Route("sqlite-memory", "sqlite+aiosqlite", "url"),
-    # Each driver once with an engine of ours, and once with the application's and with a cipher.
-    *(
-        route
-        for database, driver, kind in (
-            ("sqlite", "sqlite+pysqlite", "engine"),
-            ("sqlite", "sqlite+aiosqlite", "async_engine"),
-            ("postgresql", "postgresql+psycopg", "engine"),
-            ("postgresql", "postgresql+psycopg_async", "async_engine"),
-            ("postgresql", "postgresql+asyncpg", "async_engine"),
-            ("mariadb", "mysql+pymysql", "engine"),
-            ("mariadb", "mysql+asyncmy", "async_engine"),
-            ("mariadb", "mysql+aiomysql", "async_engine"),
-        )
-        for route in (Route(database, driver, "url"), Route(database, driver, kind, encrypted=True))
-    ),
 )
+"""SQLite in memory, where all threads share one connection."""
+
+ROUTES = (
+    MEMORY,
+    *SHARED,
+    *BY_DRIVER,
+    *ENGINES,
+    Route("sqlite", "sqlite+aiosqlite", "async_engine", encrypted=True),
+    Route("postgresql", "postgresql+psycopg_async", "async_engine", encrypted=True),
+    Route("mariadb", "mysql+aiomysql", "async_engine", encrypted=True),
+)
+
+
+def on_routes(*routes: Route) -> pytest.MarkDecorator:
+    """Run a test, or each of a class, on these routes instead of once per database."""
+    return pytest.mark.parametrize("route", routes, ids=str)
+
+
+# A test runs where its behaviour can differ. Without one of these it runs in memory and once per
+# database, which is right for rules that SQL implements.
+in_memory = on_routes(*IN_MEMORY)
+on_each_driver = on_routes(MEMORY, *BY_DRIVER)
+on_each_driver_and_engine = on_routes(MEMORY, *BY_DRIVER, *ENGINES)
+on_each_pool = on_routes(MEMORY, *SHARED, *BY_DRIVER, *ENGINES)
+with_a_cipher_too = on_routes(MEMORY, *BY_DATABASE, ENCRYPTED)
+
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+on_empty_sqlite = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+on_empty_servers = pytest.mark.parametrize("empty_database", SERVERS, indirect=True)
+"""For what the database has no part in."""
 
 CIPHER = FernetCipher(generate_key())
 """What encrypts on the encrypted routes."""
@@ -288,9 +338,9 @@ def statements_counted() -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", record)
 
 
-@pytest.fixture(params=ROUTES, ids=str)
+@pytest.fixture(params=(MEMORY, *BY_DATABASE), ids=str)
 def route(request: pytest.FixtureRequest) -> Route:
-    """Every way to a store."""
+    """A way to a store: in memory, and to each database. `on_routes` chooses others."""
     return request.param
 
 
@@ -305,7 +355,7 @@ def route_url(route: Route, provisioned: Callable[[str], URL]) -> URL | None:
 
 @pytest.fixture
 def store(route: Route, route_url: URL | None) -> Iterator[object]:
-    """An empty store, on every route in turn."""
+    """An empty store, on each route in turn."""
     with open_store(route, route_url) as store:
         yield store
 

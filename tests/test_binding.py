@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,7 +18,19 @@ from threading import Timer
 
 import pytest
 from asyncpg import InternalClientError
-from conftest import empty, open_store
+from conftest import (
+    BY_DATABASE,
+    BY_DRIVER,
+    ENGINES,
+    MEMORY,
+    SHARED,
+    empty,
+    on_each_driver_and_engine,
+    on_each_pool,
+    on_routes,
+    open_store,
+)
+from databases import SERVERS
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -32,6 +46,9 @@ from zoho_orm_store import (
 )
 from zoho_orm_store.sdk import SDKException
 from zoho_orm_store.statements import Statements
+
+ON_SERVERS = [route for route in BY_DRIVER if route.database in SERVERS]
+ENGINES_ON_SERVERS = [route for route in ENGINES if route.database in SERVERS]
 
 ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -51,6 +68,7 @@ def save(store, **fields):
 
 
 class TestThreads:
+    @on_each_pool
     def test_32_threads_on_one_store_H1(self, store):
         saved = save(store, **FULL)
 
@@ -95,18 +113,21 @@ class TestThreads:
         assert 1 < most <= 6
         assert 1 < idle <= 4
 
+    @on_each_pool
     async def test_inside_a_running_event_loop_H1(self, store):
         saved = save(store, **FULL)
         assert known(store.find_token_by_id(saved.get_id())) == known(saved)
         found = await asyncio.to_thread(store.find_token_by_id, saved.get_id())
         assert known(found) == known(saved)
 
+    @on_each_driver_and_engine
     def test_in_several_event_loops_of_one_process_H1(self, store):
         async def work():
             return save(store, **FULL).get_id()
 
         assert len({asyncio.run(work()) for _ in range(3)}) == 1
 
+    @on_routes(MEMORY, *SHARED, *BY_DATABASE)
     def test_two_stores_on_one_database_H1(self, route, route_url, store):
         store.get_tokens()
         with open_store(route, route_url) as second:
@@ -124,6 +145,7 @@ class TestThreads:
             SQLAlchemyTokenStore(url).close()
         assert threading.active_count() == threads
 
+    @on_each_pool
     def test_a_closed_store_says_so_H2(self, store):
         save(store, **FULL)
         store.close()
@@ -136,6 +158,7 @@ class TestThreads:
 
 class TestForks:
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+    @on_each_pool
     def test_a_child_uses_a_store_that_was_used_H1(self, route, store, in_child):
         saved = save(store, **FULL)
         keeps_rows = route.database != "sqlite-memory"
@@ -157,6 +180,7 @@ class TestForks:
             assert known(store.find_token_by_id(saved.get_id())) == known(saved)
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+    @on_each_pool
     def test_a_child_forked_while_threads_are_at_work_H1(self, store, in_child):
         saved = save(store, **FULL)
         stop = threading.Event()
@@ -183,6 +207,7 @@ class TestForks:
         assert [name for name, value in attributes if isinstance(value, cached_property)] == []
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+    @on_each_pool
     def test_a_child_makes_the_first_call_H1(self, route, route_url, in_child):
         with open_store(route, route_url) as store:
 
@@ -216,9 +241,8 @@ class TestRestarts:
                     connection.execute(text(f"KILL {number}"))
         engine.dispose()
 
-    def test_after_the_server_dropped_every_connection_H1(self, route, route_url, store):
-        if route.database in ("memory", "sqlite", "sqlite-memory"):
-            return
+    @on_routes(*ON_SERVERS, *ENGINES_ON_SERVERS)
+    def test_after_the_server_dropped_every_connection_H1(self, route_url, store):
         saved = save(store, **FULL)
         self.kill_connections(route_url)
         assert known(store.find_token_by_id(saved.get_id())) == known(saved)
@@ -505,11 +529,8 @@ class TestErrors:
             holder.close()
             save(store, user="u", access_token="a")
 
+    @on_routes(*ON_SERVERS)
     def test_a_row_that_another_transaction_holds_is_given_up_in_time(self, route, route_url):
-        if route.database in ("memory", "sqlite", "sqlite-memory"):
-            return
-        if route.kind != "url":
-            return
         with open_store(route, route_url, gives_up=True, timeout=1.5) as store:
             saved = save(store, **FULL)
             engine = create_engine(route_url)
@@ -596,12 +617,8 @@ class TestSecrets:
         store = SQLAlchemyTokenStore(url)
         assert "hunter2pass" not in repr(store)
 
+    @on_routes(*BY_DRIVER, *ENGINES)
     def test_no_failure_shows_a_secret_G3(self, route, route_url, caplog):
-        import logging
-        import traceback
-
-        if route.database == "memory":
-            return
         secrets = {
             "client_secret": "CLIENTSECRET-0123456789",
             "refresh_token": "REFRESHTOKEN-0123456789",

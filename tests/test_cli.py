@@ -217,19 +217,16 @@ class TestErrors:
             ["current", "--ulr=URL"],
         ],
     )
-    @pytest.mark.parametrize(
-        "secret",
-        [
+    def test_no_password_is_shown(self, run, args):
+        for secret in (
             "postgresql+psycopg://me:s3cr:t@127.0.0.1:1/name",
             "postgresql+psycopg://me@127.0.0.1:1/name?password=s3cr:t",
             "postgresql+psycopg:/me:s3cr:t@127.0.0.1:1/name",
             "me:s3cr:t@127.0.0.1",
-        ],
-    )
-    def test_no_password_is_shown(self, run, args, secret):
-        result = run(*(arg.replace("URL", secret) for arg in args))
-        assert result.exit_code in (1, 2)
-        assert "s3cr" not in result.output
+        ):
+            result = run(*(arg.replace("URL", secret) for arg in args))
+            assert result.exit_code in (1, 2)
+            assert "s3cr" not in result.output
 
     def test_the_question_of_downgrade_shows_no_password(self, run, url):
         provision.upgrade(url)

@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from databases import DATABASES
+from conftest import on_sqlite
 from sdk_tokens import FULL, make_token
 from sqlalchemy import create_engine, insert, text
 from typer.testing import CliRunner
@@ -88,15 +88,18 @@ class TestListing:
             (["--live"], ["1", "x' or '1'='1"]),
         ],
     )
+    @on_sqlite
     def test_filters(self, run, stored, options, expected):
         lines = run("list", "--json", *options).stdout.splitlines()
         assert [json.loads(line)["id"] for line in lines] == expected
 
+    @on_sqlite
     def test_secrets_are_shown_only_when_asked_for(self, run, stored):
         for command in (["list", "--json"], ["show", "1"]):
             assert SECRET not in run(*command).stdout
             assert SECRET in run(*command, "--reveal").stdout
 
+    @on_sqlite
     def test_one_token(self, run, stored):
         result = run("show", "x' or '1'='1")
         assert "user_name      o'brien" in result.stdout
@@ -106,6 +109,7 @@ class TestListing:
 
 
 class TestDeleting:
+    @on_sqlite
     def test_one_token_after_a_question(self, run, stored):
         assert run("delete", "1", input="n\n").exit_code == 1
         assert len(stored()) == 3
@@ -126,10 +130,12 @@ class TestDeleting:
         assert stored() == ["x' or '1'='1"]
 
     @pytest.mark.parametrize("options", [[], ["--idle", "soon"], ["--idle", "90"]])
+    @on_sqlite
     def test_a_purge_that_says_too_little(self, run, stored, options):
         assert run("purge", "--yes", *options).exit_code == 1
         assert len(stored()) == 3
 
+    @on_sqlite
     def test_the_repository_refuses_it_as_well(self, database):
         engine = create_engine(database)
         with engine.connect() as connection:
@@ -157,6 +163,7 @@ class TestImportAndExport:
         assert token.get_refresh_token() == FULL["refresh_token"]
         assert run("export", str(tmp_path / "out.txt")).exit_code == 1
 
+    @on_sqlite
     def test_a_broken_line(self, run, file, database):
         with file.open("a") as opened:
             opened.write("2,u\n")
@@ -168,6 +175,7 @@ class TestImportAndExport:
         assert "Refused: line 3: It has 2 columns" in result.stderr
         assert "Added: 1" in result.stdout
 
+    @on_sqlite
     def test_from_a_sqlite_file_and_from_a_url(self, run, file, database, tmp_path):
         path = tmp_path / "zohooauth.db"
         with SQLAlchemyTokenStore(f"sqlite:///{path}") as store:
@@ -190,6 +198,7 @@ class TestDoctor:
         assert "WRONG  No tables of this package" in result.stdout
         assert "zoho-orm-store upgrade" in result.stdout
 
+    @on_sqlite
     def test_a_large_table_may_take_its_time(self, run, stored, monkeypatch):
         limits = []
 
@@ -214,8 +223,7 @@ class TestDoctor:
         assert "s3cret" not in result.output
 
 
-@pytest.mark.parametrize("name", DATABASES)
-def test_the_commands_that_need_tables_say_so(name, run, database, monkeypatch, tmp_path):
+def test_the_commands_that_need_tables_say_so(monkeypatch, tmp_path):
     monkeypatch.setenv("ZOHO_ORM_STORE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
     for command in (["list"], ["show", "1"], ["clear", "-y"], ["import"], ["export", "x"]):
         result = CliRunner().invoke(app, command)
@@ -223,17 +231,21 @@ def test_the_commands_that_need_tables_say_so(name, run, database, monkeypatch, 
         assert "zoho-orm-store upgrade --url" in result.stderr
 
 
-def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path):
-    """100,000 tokens: the first line within a second of the start, at most 60 MB more in all."""
+@pytest.mark.parametrize(
+    ("number", "megabytes"),
+    [(20_000, 6), pytest.param(100_000, 6, marks=pytest.mark.soak)],
+)
+def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path, number, megabytes):
+    """The first line comes soon after the start, and the rest takes little more memory."""
     url = f"sqlite:///{tmp_path / 'many.db'}"
     with SQLAlchemyTokenStore(url) as store:
         store.get_tokens()
     engine, now = create_engine(url), utc_now()
     with engine.begin() as connection:
-        for start in range(0, 100_000, 10_000):
+        for start in range(0, number, 10_000):
             rows = []
-            for number in range(start, start + 10_000):
-                record = TokenRecord(id=f"{number}", user_name=f"u{number}", access_token=SECRET)
+            for n in range(start, start + 10_000):
+                record = TokenRecord(id=f"{n}", user_name=f"u{n}", access_token=SECRET)
                 values = {"id": record.id, "user_name": record.user_name, "access_token": SECRET}
                 rows.append(values | digests_of(record) | {"created_at": now, "updated_at": now})
             connection.execute(insert(StoredToken), rows)
@@ -241,11 +253,13 @@ def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path):
 
     def peak_of(*command):
         code = (
-            "import resource, sys\n"
+            "import re, sys\n"
             "from zoho_orm_store.cli import app\n"
             "try: app()\n"
             "except SystemExit: pass\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+            # What getrusage tells begins with the size of the process that started this one.
+            "status = open('/proc/self/status').read()\n"
+            "print(re.search(r'VmHWM:\\s+(\\d+)', status)[1], file=sys.stderr)"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code, *command],
@@ -264,6 +278,6 @@ def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path):
 
     first, lines, peak = peak_of("list", "--url", url)
     _, _, little = peak_of("list", "--url", url, "--user", "u1")
-    assert lines == 99_999
-    assert peak - little < 60_000
+    assert lines == number - 1
+    assert peak - little < megabytes * 1000
     assert first < 5, f"the first line came after {first:.1f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -31,8 +32,14 @@ def start(mode, url, *arguments):
     )
 
 
-def save_from_four_processes(url, mode):
-    processes = [start("save_at_once", url, str(n), "50", mode) for n in range(4)]
+SIZES = [
+    pytest.param(2, 25, id="50 threads in 2 processes"),
+    pytest.param(4, 50, id="200 threads in 4 processes", marks=pytest.mark.soak),
+]
+
+
+def save_from_processes(url, mode, number, threads):
+    processes = [start("save_at_once", url, str(n), str(threads), mode) for n in range(number)]
     lines = [line for p in processes for line in p.communicate(timeout=110)[0].splitlines()]
     assert [line for line in lines if line.startswith("FAILED")] == []
     assert all(process.returncode == 0 for process in processes)
@@ -44,10 +51,11 @@ def open_stored(url):
         return store.get_tokens()
 
 
-def test_200_threads_in_4_processes_save_one_new_identity_E7(database):
-    ids = save_from_four_processes(database, "same")
+@pytest.mark.parametrize(("processes", "threads"), SIZES)
+def test_processes_save_one_new_identity_at_once_E7(database, processes, threads):
+    ids = save_from_processes(database, "same", processes, threads)
     tokens = open_stored(database)
-    assert len(ids) == 200
+    assert len(ids) == processes * threads
     assert {token.get_id() for token in tokens} == set(ids)
     assert len(tokens) == 1
     values = known(tokens[0])
@@ -56,12 +64,13 @@ def test_200_threads_in_4_processes_save_one_new_identity_E7(database):
     assert values["expiry_time"] == int(worker) * 1000 + int(number)
 
 
-def test_200_threads_in_4_processes_save_200_identities_E7(database):
-    ids = save_from_four_processes(database, "different")
+@pytest.mark.parametrize(("processes", "threads"), SIZES)
+def test_processes_save_an_identity_for_each_thread_at_once_E7(database, processes, threads):
+    ids = save_from_processes(database, "different", processes, threads)
     tokens = open_stored(database)
-    assert len(set(ids)) == len(tokens) == 200
+    assert len(set(ids)) == len(tokens) == processes * threads
     assert {known(token)["user_name"] for token in tokens} == {
-        f"{worker}.{number}" for worker in range(4) for number in range(50)
+        f"{worker}.{number}" for worker in range(processes) for number in range(threads)
     }
 
 
@@ -108,9 +117,19 @@ def test_rows_are_tied_together_from_both_sides_at_once_E4_E7(database):
             assert [known(token)["access_token"] for token in tokens] == ["last"]
 
 
+def test_a_writer_that_is_killed_before_it_commits_leaves_the_old_row_E6(database):
+    with start("save_and_be_killed", database) as writer:
+        assert writer.stdout.read() == "SAVED\nWRITTEN\n"
+    assert writer.returncode == -signal.SIGKILL
+    (token,) = open_stored(database)
+    expected = {"access_token": "a1", "refresh_token": "r1", "redirect_url": "u1", "expiry_time": 1}
+    assert known(token) == {"user_name": "u", "client_id": "c", **expected}
+
+
+@pytest.mark.soak
 def test_a_killed_writer_leaves_the_old_row_or_the_new_one_E6(database):
     randomness = random.Random(7)
-    for _ in range(4):
+    for _ in range(20):
         with start("save_until_killed", database) as writer:
             assert writer.stdout.readline()
             time.sleep(randomness.uniform(0.01, 0.2))

@@ -1,11 +1,22 @@
-"""The behaviour contract, rule by rule, on every store and through every driver."""
+"""The behaviour contract, rule by rule: in memory, on every database, and through every driver."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
-from conftest import open_store, statements_counted
+from conftest import (
+    BY_DATABASE,
+    BY_DRIVER,
+    ENGINES,
+    in_memory,
+    on_each_driver,
+    on_each_driver_and_engine,
+    on_routes,
+    open_store,
+    statements_counted,
+    with_a_cipher_too,
+)
 from sdk_tokens import FIELDS, FULL, known, make_token
 
 from zoho_orm_store.sdk import OAuthToken, SDKException
@@ -58,6 +69,7 @@ class TestValues:
         assert found.get_expires_in() is None
         assert store.find_token(make_token(user="")) is None
 
+    @on_each_driver_and_engine
     def test_every_field_comes_back_exactly_A2(self, store):
         for value in HOSTILE:
             names = ("client_secret", "refresh_token", "access_token", "grant_token")
@@ -77,6 +89,7 @@ class TestValues:
         assert {token.get_id() for token in store.get_tokens()} == set(ALIKE) - {"a"}
 
     @pytest.mark.parametrize("field", ["user", "refresh_token", "access_token", "grant_token"])
+    @with_a_cipher_too
     def test_lookups_are_compared_byte_for_byte_A2(self, store, field):
         ids = {
             value: save(store, **{"access_token": f"t {value}", field: value}).get_id()
@@ -95,11 +108,13 @@ class TestValues:
             found = store.find_token(make_token(user="u", client_id=value))
             assert found.get_access_token() == value
 
+    @on_each_driver
     def test_expiry_comes_back_as_the_same_string_A3(self, store):
         for expiry in ("0", "1", "-1", "1767225600000", str(2**63 - 1), str(-(2**63))):
             saved = save(store, user="u", access_token="a", expires_in=expiry)
             assert store.find_token_by_id(saved.get_id()).get_expires_in() == expiry
 
+    @in_memory
     def test_expiry_that_is_no_integer_is_refused_A3(self, store):
         saved = save(store, **FULL)
         texts = ("soon", "1.5", "1e3", " 1", "1 ", "1_000", "+1", "01", "٣", "0x10", str(2**63))
@@ -108,6 +123,7 @@ class TestValues:
                 save(store, id=saved.get_id(), access_token="new", expires_in=expiry)
         assert stored(store) == [known(make_token(**FULL))]
 
+    @on_each_driver_and_engine
     def test_the_longest_value_is_kept_and_a_longer_one_refused_A4(self, store):
         limits = dict.fromkeys(FIELDS, 4096) | {"id": 255, "client_id": 255, "user": 512}
         del limits["expires_in"]
@@ -125,6 +141,7 @@ class TestValues:
             assert "xxxx" not in str(refused.value)
             assert store.get_tokens() == []
 
+    @on_each_driver
     def test_nul_and_lone_surrogates_are_refused_A4(self, store):
         for field in ("id", "user", "client_id", "refresh_token", "api_domain"):
             for bad in ("a\0b", "\ud800", "a\udfff"):
@@ -135,6 +152,7 @@ class TestValues:
                 assert store.find_token_by_id(bad) is None
                 store.delete_token(bad)
 
+    @in_memory
     def test_a_value_that_is_no_string_is_refused_A4(self, store):
         for field in ("client_id", "refresh_token", "redirect_url"):
             with pytest.raises(SDKException, match=f"{field} must be a string"):
@@ -232,6 +250,7 @@ class TestMatching:
 
 
 class TestFind:
+    @in_memory
     def test_fills_the_unknown_fields_of_the_same_object_C1(self, store):
         saved = save(store, **FULL)
         asked = make_token(user=FULL["user"], redirect_url="https://mine.example")
@@ -240,6 +259,7 @@ class TestFind:
         expected = known(make_token(**FULL)) | {"redirect_url": "https://mine.example"}
         assert known(asked) == expected
 
+    @in_memory
     def test_no_match_leaves_the_token_as_it_was_C1(self, store):
         save(store, **FULL)
         asked = make_token(user="someone else", client_id="c", expires_in="5")
@@ -247,6 +267,7 @@ class TestFind:
         assert store.find_token(asked) is None
         assert vars(asked) == before
 
+    @in_memory
     def test_access_token_and_expiry_are_one_pair_C2(self, store):
         cases = [
             ((None, None), ("a", "5"), ("a", "5")),
@@ -275,6 +296,7 @@ class TestFind:
         assert store.find_token(asked) is asked
         assert asked.get_refresh_token() == FULL["refresh_token"]
 
+    @in_memory
     def test_what_is_no_token_is_refused_C4(self, store):
         for wrong in (None, "a string", 7, object()):
             with pytest.raises(SDKException, match="must be an OAuthToken") as refused:
@@ -285,6 +307,7 @@ class TestFind:
 
 
 class TestFindById:
+    @with_a_cipher_too
     def test_a_new_and_complete_token_D1(self, store):
         saved = save(store, **FULL, grant_token="g")
         found = store.find_token_by_id(saved.get_id())
@@ -303,6 +326,7 @@ class TestFindById:
         for unknown in ("nope", "", None, "x" * 300):
             assert store.find_token_by_id(unknown) is None
 
+    @in_memory
     def test_unknown_id_raises_the_sdks_own_message_D2(self, route, route_url):
         with open_store(route, route_url, missing_id="raise") as store:
             with pytest.raises(SDKException, match="Given Id is invalid") as raised:
@@ -311,13 +335,13 @@ class TestFindById:
             saved = save(store, **FULL)
             assert store.find_token_by_id(saved.get_id()) is not None
 
+    @in_memory
     def test_an_id_that_is_no_string_is_refused_D(self, store):
         with pytest.raises(SDKException, match="id must be a string, not int"):
             store.find_token_by_id(7)
 
-    def test_it_is_one_select_D(self, route, store):
-        if route.database == "memory":
-            return
+    @on_routes(*BY_DATABASE, *ENGINES)
+    def test_it_is_one_select_D(self, store):
         saved = save(store, **FULL)
         store.find_token_by_id(saved.get_id())
         with statements_counted() as statements:
@@ -326,6 +350,7 @@ class TestFindById:
 
 
 class TestSave:
+    @with_a_cipher_too
     def test_known_fields_overwrite_and_unknown_ones_stay_E1(self, store):
         saved = save(store, **FULL)
         save(store, id=saved.get_id(), refresh_token="1000.other", redirect_url="https://new")
@@ -333,6 +358,7 @@ class TestSave:
         expected |= {"refresh_token": "1000.other", "redirect_url": "https://new"}
         assert stored(store) == [expected]
 
+    @with_a_cipher_too
     def test_a_new_access_token_clears_the_old_ones_expiry_E1(self, store):
         saved = save(store, **FULL)
         save(store, id=saved.get_id(), access_token=FULL["access_token"])
@@ -351,6 +377,7 @@ class TestSave:
         assert save(store, id="mine", access_token="a").get_id() == "mine"
         assert store.find_token_by_id("mine").get_access_token() == "a"
 
+    @in_memory
     def test_nothing_to_store_is_refused_E3(self, store):
         for fields in ({"id": "x"}, {"user": "u"}, {"client_id": "c", "client_secret": "s"}, {}):
             with pytest.raises(SDKException, match="nothing to store"):
@@ -379,6 +406,7 @@ class TestSave:
         assert len(ids) == 1
         assert len(store.get_tokens()) == 1
 
+    @with_a_cipher_too
     def test_the_user_learned_later_moves_the_identity_E4(self, store):
         first = save(store, client_id="c", refresh_token="r", access_token="a1")
         learned = save(store, client_id="c", user="u", refresh_token="r", access_token="a2")
@@ -388,6 +416,7 @@ class TestSave:
         other = save(store, client_id="c", user="v", refresh_token="r", access_token="a3")
         assert other.get_id() != first.get_id()
 
+    @with_a_cipher_too
     def test_the_client_learned_later_moves_the_identity_E4(self, store):
         first = save(store, user="u", access_token="a1")
         assert save(store, user="u", client_id="c", access_token="a2").get_id() == first.get_id()
@@ -395,6 +424,7 @@ class TestSave:
         assert other.get_id() != first.get_id()
         assert len(store.get_tokens()) == 2
 
+    @with_a_cipher_too
     def test_the_refresh_token_learned_later_moves_the_identity_E4(self, store):
         first = save(store, grant_token="g", client_id="c", client_secret="s")
         second = save(store, grant_token="g", client_id="c", refresh_token="r", access_token="a")
@@ -402,6 +432,7 @@ class TestSave:
         again = save(store, client_id="c", refresh_token="r", access_token="b")
         assert again.get_id() == first.get_id()
 
+    @with_a_cipher_too
     def test_two_rows_that_turn_out_to_be_one_become_one_E4(self, store):
         own = save(
             store, user="u", client_id="c", refresh_token="old", access_token="a1", api_domain="d"
@@ -426,6 +457,7 @@ class TestSave:
             }
         ]
 
+    @with_a_cipher_too
     def test_an_id_that_turns_out_to_be_a_users_other_row_E4(self, store):
         save(store, user="u", client_id="c", refresh_token="r1", access_token="a1")
         userless = save(store, client_id="c", refresh_token="r2", access_token="a2")
@@ -451,6 +483,7 @@ class TestSave:
             save(store, id=first.get_id(), user="eve", access_token="evil", refresh_token="evil")
         assert stored(store) == before
 
+    @in_memory
     def test_it_returns_none_and_logs_what_it_raises_E8(self, store, caplog):
         assert store.save_token(make_token(**FULL)) is None
         with caplog.at_level(logging.ERROR, "zoho_orm_store"), pytest.raises(SDKException):
@@ -460,6 +493,7 @@ class TestSave:
 
 
 class TestDeleteAndList:
+    @on_each_driver
     def test_exactly_the_row_with_that_id_F1(self, store):
         save(store, id="other", user="other", access_token="b")
         for hostile in HOSTILE:
@@ -473,17 +507,19 @@ class TestDeleteAndList:
             store.delete_token(unknown)
         assert len(store.get_tokens()) == 1
 
-    def test_all_in_one_statement_F2(self, route, store):
+    @on_routes(*BY_DRIVER)
+    def test_all_in_one_statement_F2(self, store):
         for n in range(3):
             save(store, user=f"u{n}", access_token="a")
         with statements_counted() as statements:
             store.delete_tokens()
         deletions = [s for s in statements if s.startswith("DELETE")]
-        assert len(deletions) == (0 if route.database == "memory" else 1)
+        assert len(deletions) == 1
         assert store.get_tokens() == []
         save(store, **FULL)
         assert len(store.get_tokens()) == 1
 
+    @with_a_cipher_too
     def test_oldest_first_and_complete_F3(self, store):
         assert store.get_tokens() == []
         for n in range(12):
@@ -495,6 +531,7 @@ class TestDeleteAndList:
             assert vars(token).keys() == vars(OAuthToken(id="x")).keys()
 
 
+@in_memory
 class TestErrors:
     def test_the_operation_is_named_and_the_cause_attached_G1(self, store):
         for operation, call in {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sdk_process
-from conftest import ROUTES, Route, open_store
+from conftest import BY_DATABASE, MEMORY, ROUTES, Route, on_empty_sqlite, on_sqlite, open_store
 from sdk_process import last_names, whoami
 from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
@@ -155,7 +155,13 @@ def run_process(zoho, database, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("find_user", [True, False])
+@pytest.mark.parametrize(
+    ("route", "find_user"),
+    [
+        *(pytest.param(route, True, id=f"{route}") for route in ROUTES),
+        *(pytest.param(route, False, id=f"{route}-no user") for route in (MEMORY, *BY_DATABASE)),
+    ],
+)
 def test_log_in_call_expire_and_refresh_on_every_route(route, route_url, zoho, start, find_user):
     with open_store(route, route_url) as store:
         token = by_grant(zoho, find_user=find_user)
@@ -210,6 +216,7 @@ class TestFlows:
         assert zoho.is_live(token.get_refresh_token())
         assert zoho.counts == Counts(1, 0, 0, 0, api_calls=2)
 
+    @on_sqlite
     def test_a_spent_grant_token_finds_its_row(self, zoho, start, store, rows):
         token = by_grant(zoho)
         code = token.get_grant_token()
@@ -221,6 +228,7 @@ class TestFlows:
         assert token_requests(zoho) == []
         assert rows() == before
 
+    @on_sqlite
     def test_a_refresh_token_becomes_one_row(self, zoho, start, store, rows):
         token = by_refresh(zoho, ADA)
         start(token, store)
@@ -232,6 +240,7 @@ class TestFlows:
         assert zoho.is_live(row["access_token"])
         assert zoho.counts == Counts(0, 1, 0, 0, api_calls=2)
 
+    @on_sqlite
     def test_an_access_token_is_stored_with_its_user(self, zoho, start, store, rows):
         access_token = zoho.issue_access_token(zoho.issue_refresh_token(ADA))
         start(OAuthToken(access_token=access_token), store)
@@ -242,6 +251,7 @@ class TestFlows:
         assert row["expiry_time"] is None
         assert token_requests(zoho) == []
 
+    @on_sqlite
     def test_a_known_access_token_is_found(self, zoho, start, store, rows):
         access_token = zoho.issue_access_token(zoho.issue_refresh_token())
         start(OAuthToken(access_token=access_token), store)
@@ -251,6 +261,7 @@ class TestFlows:
         assert zoho.requests == []
         assert rows() == before
 
+    @on_sqlite
     def test_an_id_is_enough(self, zoho, start, store, rows):
         ada, bob = by_refresh(zoho, ADA), by_refresh(zoho, BOB)
         start(ada, store)
@@ -264,6 +275,7 @@ class TestFlows:
         assert token_requests(zoho) == []
         assert rows() == before
 
+    @on_sqlite
     def test_an_id_is_enough_to_refresh(self, zoho, start, store, rows, expire):
         token = by_refresh(zoho)
         start(token, store)
@@ -276,6 +288,7 @@ class TestFlows:
         assert row["access_token"] != token.get_access_token()
         assert zoho.is_live(row["access_token"])
 
+    @on_sqlite
     def test_an_unknown_id_is_the_sdks_error(self, zoho, start, store, rows):
         start(by_refresh(zoho), store)
         before = rows()
@@ -283,12 +296,14 @@ class TestFlows:
             start(OAuthToken(id="unknown"), store)
         assert rows() == before
 
+    @on_sqlite
     def test_an_unknown_id_is_no_request_where_that_is_asked_for(self, zoho, start, database):
         with SQLAlchemyTokenStore(database, create_schema=False, missing_id="raise") as store:
             with pytest.raises(SDKException, match="Given Id is invalid"):
                 start(OAuthToken(id="unknown"), store)
             assert zoho.requests == []
 
+    @on_sqlite
     def test_the_user_need_not_be_found_out(self, zoho, start, store, rows):
         token = by_refresh(zoho, find_user=False)
         start(token, store)
@@ -297,6 +312,7 @@ class TestFlows:
         assert row["access_token"] == token.get_access_token()
         assert zoho.counts == Counts(0, 1, 0, 0, api_calls=0)
 
+    @on_sqlite
     def test_a_token_without_a_user_is_found_by_its_refresh_token(self, zoho, start, store, rows):
         token = by_refresh(zoho, find_user=False)
         start(token, store)
@@ -315,6 +331,7 @@ class TestFlows:
         assert row["user_name"] == zoho.user_name(ADA)
         assert row["id"] == token.get_id()
 
+    @on_sqlite
     def test_a_second_store_in_the_process_asks_for_no_token(self, zoho, start, database, rows):
         token = by_grant(zoho)
         with SQLAlchemyTokenStore(database, create_schema=False) as store:
@@ -326,6 +343,7 @@ class TestFlows:
         assert token_requests(zoho) == ["exchange"]
         assert rows() == before
 
+    @on_sqlite
     def test_nothing_is_written_but_the_row(self, zoho, start, store, tmp_path, monkeypatch):
         here = tmp_path / "working directory"
         here.mkdir()
@@ -382,6 +400,7 @@ class TestExpiry:
             k: v for k, v in old.items() if k not in renewed
         }
 
+    @on_sqlite
     def test_a_token_without_a_user_is_refreshed_once_too(self, zoho, start, store, rows, expire):
         token = by_refresh(zoho, find_user=False)
         start(token, store)
@@ -394,6 +413,7 @@ class TestExpiry:
 
 
 class TestSecondProcess:
+    @on_sqlite
     def test_it_starts_with_the_refresh_token_alone_and_asks_for_no_token(
         self, zoho, start, store, rows, run_process
     ):
@@ -421,6 +441,7 @@ class TestSecondProcess:
 
 
 class TestUsers:
+    @on_sqlite
     def test_switching_users_switches_tokens(self, zoho, start, store, rows):
         ada, bob = by_grant(zoho, ADA), by_refresh(zoho, BOB)
         start(ada, store)
@@ -435,6 +456,7 @@ class TestUsers:
         }
         assert token_requests(zoho) == ["exchange", "refresh"]
 
+    @on_sqlite
     def test_tokens_out_of_get_tokens_can_be_switched_to(self, zoho, start, store, rows):
         start(by_grant(zoho, ADA), store)
         start(by_refresh(zoho, BOB), store)
@@ -447,6 +469,7 @@ class TestUsers:
         assert token_requests(zoho) == []
         assert rows() == before
 
+    @on_sqlite
     def test_a_token_out_of_get_tokens_is_refreshed(self, zoho, start, store, rows, expire):
         start(by_grant(zoho, ADA), store)
         start(by_refresh(zoho, BOB), store)
@@ -462,6 +485,7 @@ class TestUsers:
         assert after[zoho.user_name(ADA)]["expiry_time"] == milliseconds_from_now(3600)
         assert after[zoho.user_name(BOB)] == before[zoho.user_name(BOB)]
 
+    @on_sqlite
     def test_one_users_early_end_leaves_the_other_alone(self, zoho, start, store, query, rows):
         start(by_refresh(zoho, ADA), store)
         bob = by_refresh(zoho, BOB)
@@ -499,6 +523,7 @@ class TestUsers:
 
 
 class TestEnding:
+    @on_sqlite
     def test_a_token_is_revoked_and_then_deleted(self, zoho, start, store, rows):
         ada, bob = by_refresh(zoho, ADA), by_refresh(zoho, BOB)
         start(bob, store)
@@ -510,6 +535,7 @@ class TestEnding:
         store.delete_token(ada.get_id())
         assert rows().keys() == {zoho.user_name(BOB)}
 
+    @on_sqlite
     def test_any_stored_token_can_be_revoked_by_its_id(self, zoho, start, store):
         ada, bob = by_refresh(zoho, ADA), by_refresh(zoho, BOB)
         start(ada, store)
@@ -517,6 +543,7 @@ class TestEnding:
         assert bob.revoke(ada.get_id()) is True
         assert [zoho.is_live(each.get_refresh_token()) for each in (ada, bob)] == [False, True]
 
+    @on_sqlite
     def test_revoking_an_unknown_id_revokes_nothing(self, zoho, start, store):
         token = by_refresh(zoho)
         start(token, store)
@@ -524,6 +551,7 @@ class TestEnding:
         assert zoho.counts.revokes == 0
         assert zoho.is_live(token.get_refresh_token())
 
+    @on_sqlite
     def test_remove_deletes_the_row_and_leaves_zoho_alone(self, zoho, start, store, rows):
         ada, bob = by_refresh(zoho, ADA), by_refresh(zoho, BOB)
         start(bob, store)
@@ -536,6 +564,7 @@ class TestEnding:
 
 
 class TestWhatGoesWrong:
+    @on_sqlite
     def test_a_used_grant_code_is_reported_and_nothing_is_lost(self, zoho, start, store, rows):
         start(by_grant(zoho, ADA), store)
         elsewhere = by_grant(zoho, BOB)
@@ -547,6 +576,7 @@ class TestWhatGoesWrong:
         assert rows() == before
         assert zoho.counts.refused == 1
 
+    @on_sqlite
     def test_a_revoked_refresh_token_is_reported_and_nothing_is_lost(
         self, zoho, start, store, rows, expire
     ):
@@ -560,6 +590,7 @@ class TestWhatGoesWrong:
         assert rows() == before
         assert zoho.counts.refused == 1
 
+    @on_sqlite
     def test_a_refresh_token_revoked_before_the_start_is_reported(self, zoho, start, store, rows):
         token = by_refresh(zoho)
         zoho.revoke(token.get_refresh_token())
@@ -567,6 +598,7 @@ class TestWhatGoesWrong:
             start(token, store)
         assert rows() == {}
 
+    @on_sqlite
     def test_a_refused_refresh_can_be_tried_again(self, zoho, start, store, rows, expire):
         start(by_grant(zoho), store)
         expire()
@@ -606,6 +638,7 @@ class TestWhatGoesWrong:
             assert token.get_access_token() not in said
         errors.clear()
 
+    @on_empty_sqlite
     def test_a_missing_table_is_reported_before_zoho_is_asked(self, zoho, start, empty_database):
         with (
             SQLAlchemyTokenStore(empty_database, create_schema=False) as store,

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 
 import pytest
+from conftest import on_sqlite
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
@@ -62,6 +63,7 @@ class TestFileStore:
             assert import_tokens(FileStoreFile(file), database) == (0, 0, 3, ())
             assert [token.get_id() for token in store.get_tokens()] == before
 
+    @on_sqlite
     def test_an_older_file_of_nine_columns(self, tmp_path, database):
         path = tmp_path / "old.txt"
         path.write_text(
@@ -80,6 +82,7 @@ class TestFileStore:
             assert import_tokens(FileStoreFile(file), database) == (2, 1, 0, ())
             assert store.find_token_by_id(mine.get_id()).get_refresh_token() == "r1"
 
+    @on_sqlite
     def test_an_id_alone_proves_nothing_E5(self, file, database):
         with SQLAlchemyTokenStore(database) as store:
             stranger = make_token(id="1", user="stranger", refresh_token="mine")
@@ -88,6 +91,7 @@ class TestFileStore:
             assert store.find_token_by_id("1").get_refresh_token() == "mine"
             assert len(store.get_tokens()) == 4
 
+    @on_sqlite
     def test_a_later_access_token_that_is_stored_already_is_kept_C2(self, file, database):
         with SQLAlchemyTokenStore(database) as store:
             store.save_token(
@@ -103,11 +107,13 @@ class TestFileStore:
             found = store.find_token(make_token(user=USERS[0], client_id=FULL["client_id"]))
         assert (found.get_access_token(), found.get_expires_in()) == ("later", "1900000000001")
 
+    @on_sqlite
     def test_a_dry_run_tells_and_changes_nothing(self, file, database):
         assert import_tokens(FileStoreFile(file), database, dry_run=True).added == 3
         with SQLAlchemyTokenStore(database) as store:
             assert store.get_tokens() == []
 
+    @on_sqlite
     def test_a_broken_line_is_named_and_the_others_go_in(self, file, database):
         with file.open("a", newline="") as opened:
             lines = csv.writer(opened)
@@ -139,6 +145,7 @@ class TestFileStore:
         with pytest.raises(ConfigurationError, match="Cannot read"):
             import_tokens(FileStoreFile(tmp_path / name), "sqlite://")
 
+    @on_sqlite
     def test_progress_is_told_and_batches_are_bounded(self, tmp_path, database):
         path, told = tmp_path / "many.txt", []
         with path.open("w", newline="") as opened:
@@ -156,6 +163,7 @@ class TestFileStore:
 
 
 class TestTables:
+    @on_sqlite
     def test_a_table_of_the_sample_store(self, tmp_path, database):
         path = tmp_path / "zohooauth.db"
         with sqlite3.connect(path) as connection:
@@ -222,6 +230,7 @@ class TestExport:
         assert theirs == sorted(map(known, sdk_tokens()), key=str)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
+    @on_sqlite
     def test_a_file_is_not_written_over(self, database, tmp_path):
         path = tmp_path / "there.txt"
         path.write_text("mine")

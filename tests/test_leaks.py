@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from alembic import command
+from conftest import on_sqlite
 from databases import SERVERS, fresh_database
 from leaks import found_in, logs_kept, texts_of
 from rich.pretty import pretty_repr
@@ -146,11 +147,6 @@ def application_engine(url):
     engine.dispose()
 
 
-@pytest.fixture(params=[None, CIPHER], ids=["plain", "encrypted"])
-def cipher(request):
-    return request.param
-
-
 @contextmanager
 def bound_as(kind, url):
     """A database as a URL, or as an engine that shows parameters; and its URL."""
@@ -161,19 +157,34 @@ def bound_as(kind, url):
             yield engine, url
 
 
-@pytest.fixture(params=["url", "engine"])
-def bound(request, database):
+@pytest.fixture(params=["engine-plain", "url-encrypted"])
+def way(request):
+    """What shows most: an engine that shows parameters, of plain text; and what we make, of keys."""
+    return request.param
+
+
+@pytest.fixture
+def cipher(way):
+    return CIPHER if "encrypted" in way else None
+
+
+@pytest.fixture
+def bound(way, database):
     """A database with our tables."""
-    with bound_as(request.param, database) as bound:
+    with bound_as(way.partition("-")[0], database) as bound:
         yield bound
 
 
-@pytest.fixture(params=["url", "engine"])
-def bound_to_change(request, empty_database):
+@pytest.fixture
+def bound_to_change(way, empty_database):
     """One with our tables, which a test may change."""
     provision.upgrade(empty_database)
-    with bound_as(request.param, empty_database) as bound:
+    with bound_as(way.partition("-")[0], empty_database) as bound:
         yield bound
+
+
+only_engines = pytest.mark.parametrize("way", ["engine-plain"])
+"""For what does not depend on how a store is bound."""
 
 
 def run_sql(url, *statements):
@@ -276,6 +287,7 @@ class TestFailures:
                 save = [lambda: store.save_token(token(redirect_url=ACCESS))]
                 assert_nothing_leaks(save, failures=1)
 
+    @only_engines
     def test_rows_of_the_applications_that_its_session_flushes(self, bound):
         _, url = bound
         with application_engine(url) as engine, Session(engine) as session:
@@ -341,7 +353,17 @@ class TestFailures:
             assert_nothing_leaks(store_uses(store, id="1"), failures=5)
 
     @pytest.mark.parametrize(("member", "spoil"), FAULTS)
+    @on_sqlite  # No value of the cipher's reaches a database.
+    @only_engines
     def test_a_cipher_that_fails(self, bound, member, spoil):
+        self.assert_a_faulty_cipher_shows_nothing(bound, member, spoil)
+
+    @pytest.mark.parametrize("member", ["key_id", "encrypt", "decrypt"])
+    @pytest.mark.parametrize("way", ["url"])
+    def test_a_cipher_that_raises_on_each_database(self, bound, member):
+        self.assert_a_faulty_cipher_shows_nothing(bound, member, raise_runtime_error)
+
+    def assert_a_faulty_cipher_shows_nothing(self, bound, member, spoil):
         bind, url = bound
         with store_on(url, cipher=FaultyCipher()) as store:
             store.save_token(token(id="1"))
@@ -366,6 +388,7 @@ class TestFailures:
 
                 assert_nothing_leaks(uses(), failures=7)
 
+    @pytest.mark.parametrize("way", ["engine-plain", "engine-encrypted"])
     def test_the_async_repository(self, bound_to_change, cipher):
         _, url = bound_to_change
         run_sql(url, "DROP TABLE oauthtoken")
@@ -382,13 +405,12 @@ class TestFailures:
 
         assert_nothing_leaks([lambda: asyncio.run(save())], failures=1)
 
-    @pytest.mark.parametrize("kind", ["url", "engine"])
-    def test_a_store_on_an_async_driver(self, empty_database, cipher, kind):
+    def test_a_store_on_an_async_driver(self, empty_database, cipher, way):
         drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+asyncmy"}
         driver = drivers.get(empty_database.get_backend_name(), "postgresql+asyncpg")
         bind = url = empty_database.set(drivername=driver)
         provision.upgrade(url)
-        if kind == "engine":
+        if "engine" in way:
             bind = create_async_engine(url)
         with store_on(bind, cipher=cipher) as store:
             store.save_token(token(id="1"))

@@ -12,6 +12,8 @@ from tempfile import gettempdir
 
 import pytest
 import sdk_processes
+from conftest import on_sqlite
+from databases import DATABASES
 from sdk_processes import calls_of, run, store_expired, total
 
 from zoho_orm_store import SQLAlchemyTokenStore
@@ -103,6 +105,7 @@ class TestThirtyTwoCallers:
         assert (zoho.counts.exchanges, zoho.counts.refreshes, zoho.counts.refused) == (1, 0, 0)
         assert len(stored()) == 1
 
+    @on_sqlite
     def test_without_coordination_zoho_refuses_most_of_them(self, processes, zoho, expired):
         """What the tests above would see if they could not fail."""
         with processes(4, token={"id": expired}, threads=8, policy=None) as workers:
@@ -112,7 +115,15 @@ class TestThirtyTwoCallers:
 
 
 class TestFailures:
-    @pytest.mark.parametrize("failure", ["revoked", "access denied", "server error"])
+    @pytest.mark.parametrize(
+        ("failure", "database"),
+        [
+            *(("revoked", database) for database in DATABASES),
+            ("access denied", "sqlite"),
+            ("server error", "sqlite"),
+        ],
+        indirect=["database"],
+    )
     def test_a_refresh_that_fails_is_not_multiplied(
         self, processes, zoho, expired, stored, failure
     ):
@@ -173,9 +184,10 @@ class TestFailures:
         assert [token.get_access_token() for token in stored()] == [newer.get_access_token()]
 
 
-LIFETIME = 8
-USABLE = LIFETIME - 5
-"""Seconds until the SDK takes a new token for expired."""
+soak = pytest.mark.soak
+
+UNUSABLE = 5
+"""How many seconds before its end the SDK takes a token for expired."""
 
 
 def gaps_between_refreshes(zoho):
@@ -192,31 +204,55 @@ def alone():
 
 
 @pytest.mark.timeout(900)
-def test_64_callers_refresh_once_in_a_usable_life_for_a_minute(alone, processes, zoho, expired):
+@pytest.mark.parametrize(
+    ("number", "threads", "usable", "seconds", "database"),
+    [
+        pytest.param(4, 4, 2, 5, "postgresql", id="16 callers for three lives"),
+        *(
+            pytest.param(16, 4, 3, 60, name, id=f"64 callers for a minute, {name}", marks=soak)
+            for name in DATABASES
+        ),
+    ],
+    indirect=["database"],
+)
+def test_a_crowd_refreshes_once_in_a_usable_life(
+    alone, processes, zoho, expired, number, threads, usable, seconds
+):
     zoho.max_refreshes = None
-    zoho.access_token_lifetime = LIFETIME
-    with processes(16, token={"id": expired}, threads=4, seconds=60, pause=2.0) as workers:
+    zoho.access_token_lifetime = usable + UNUSABLE
+    pause = usable * 2 / 3
+    with processes(
+        number, token={"id": expired}, threads=threads, seconds=seconds, pause=pause
+    ) as workers:
         results, failures = run(workers)
     assert failures == []
     assert zoho.counts.refused == 0
     gaps = gaps_between_refreshes(zoho)
-    assert len(gaps) > 60 / (USABLE + 2)
-    assert min(gaps) > USABLE - 0.5, "a token was refreshed twice in its life"
+    assert len(gaps) > seconds / (usable + 2)
+    assert min(gaps) > usable - 0.5, "a token was refreshed twice in its life"
     assert total(results, "acquired") == len(gaps) + 1
     assert total(results, "gave_up") == total(results, "spared") == 0
 
 
 @pytest.mark.timeout(240)
-def test_with_ahead_nobody_ever_waits_or_sees_an_expired_token(processes, zoho, expired):
+@pytest.mark.parametrize(
+    ("seconds", "database"),
+    [
+        (7, "sqlite"),
+        *(pytest.param(25, name, marks=soak) for name in DATABASES),
+    ],
+    indirect=["database"],
+)
+def test_with_ahead_nobody_ever_waits_or_sees_an_expired_token(processes, zoho, expired, seconds):
     zoho.max_refreshes = None
-    zoho.access_token_lifetime = LIFETIME + 2
+    zoho.access_token_lifetime = 10
     # From the fourth second of ten on, up to the sixth.
     with processes(
-        4, token={"id": expired}, threads=2, seconds=25, pause=0.15, policy={"ahead": 7}
+        4, token={"id": expired}, threads=2, seconds=seconds, pause=0.15, policy={"ahead": 7}
     ) as workers:
         results, failures = run(workers)
     assert failures == []
-    assert total(results, "ahead") >= 4
+    assert total(results, "ahead") >= seconds // 6
     assert total(results, "ahead") >= total(results, "acquired") - 1
     assert total(results, "waited") <= 8, "but for the first, expired one"
     assert [ended for result in results for _, ended in result["lookups"] if ended] == []

@@ -65,6 +65,9 @@ def engines(provisioned):
         engine.dispose()
 
 
+on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+
+
 @pytest.fixture(params=DATABASES)
 def engine(request, engines):
     engine = engines(request.param)
@@ -228,6 +231,7 @@ class TestTenants:
             repository = SyncTokenRepository(connection, model=ZohoToken, scope={"tenant_id": 8})
             assert (repository.count(), repository.list(), [*repository.stream()]) == (0, [], [])
 
+    @on_sqlite
     def test_a_tenants_secrets_are_bound_to_it_and_rekeyed_by_a_call_of_its_own(self, engine):
         key = generate_key()
         options = {"model": ZohoToken, "scope": {"tenant_id": 7}}
@@ -244,6 +248,7 @@ class TestTenants:
             nine.find_token_by_id("2")
 
     @pytest.mark.parametrize("scope", [None, {"tenant_id": 8}], ids=["none", "another"])
+    @on_sqlite
     def test_a_rotation_without_the_tenants_scope_leaves_its_tokens_alone(self, engine, scope):
         seven = tenant(engine, 7)
         seven.save_token(make_token(id="1", **FULL))
@@ -274,6 +279,7 @@ class TestTenants:
         assert [token.get_access_token() for token in seven.get_tokens()] == ["a7"]
         assert [token.get_access_token() for token in eight.get_tokens()] == ["b8"]
 
+    @on_sqlite
     def test_a_scope_that_its_owner_changes_later_stays_what_it_was(self, engine):
         scope = {"tenant_id": 7}
         store = SQLAlchemyTokenStore(engine, model=ZohoToken, scope=scope)
@@ -281,6 +287,7 @@ class TestTenants:
         scope["tenant_id"] = 8
         assert len(store.get_tokens()) == 1
 
+    @on_sqlite
     def test_a_sibling_shares_the_connections_and_does_not_close_them_H2(self, engine):
         seven = tenant(engine, 7)
         eight = seven.scoped(tenant_id=8)

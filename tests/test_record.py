@@ -25,12 +25,12 @@ def test_the_longest_value_is_accepted_and_one_more_is_not_A4(field):
     assert "s3cr3t" not in str(raised.value)
 
 
-@pytest.mark.parametrize("value", ["a\0b", "\0", "a\ud800b", "é\0"])
 @pytest.mark.parametrize("field", FIELDS)
-def test_what_no_database_stores_exactly_is_refused_A4(field, value):
-    with pytest.raises(InvalidTokenError, match=f"{field} holds a NUL character or a lone"):
-        TokenRecord(**{field: value}).check_storable()
-    assert not storable(field, value)
+def test_what_no_database_stores_exactly_is_refused_A4(field):
+    for value in ("a\0b", "\0", "a\ud800b", "é\0"):
+        with pytest.raises(InvalidTokenError, match=f"{field} holds a NUL character or a lone"):
+            TokenRecord(**{field: value}).check_storable()
+        assert not storable(field, value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROUTES, open_store, statements_counted
+from conftest import (
+    BY_DRIVER,
+    ENGINES,
+    SHARED,
+    on_routes,
+    on_sqlite,
+    open_store,
+    statements_counted,
+)
 from databases import DATABASES, SERVERS, fresh_database
 from leaks import found_in, logs_kept, texts_of
 from sdk_tokens import make_token
@@ -173,9 +181,7 @@ def store(make):
 
 
 class TestOneRefreshes:
-    @pytest.mark.parametrize(
-        "route", [route for route in ROUTES if route.database != "memory"], ids=str
-    )
+    @on_routes(*SHARED, *BY_DRIVER, *ENGINES)
     def test_the_others_get_what_the_first_has_saved_on_every_route(self, route, route_url):
         with open_store(route, route_url, create_schema=True) as store:
             token = make_token(**EXPIRED)
@@ -201,6 +207,7 @@ class TestOneRefreshes:
         refresh(store, mine)
         assert leases(database) == []
 
+    @on_sqlite
     def test_the_thread_that_has_the_lease_passes_at_once(self, store, expired):
         for _ in range(3):
             started = time.monotonic()
@@ -233,6 +240,7 @@ class TestOneRefreshes:
             event.remove(Engine, "before_cursor_execute", take_time)
         assert set(at_once) == {1}
 
+    @on_sqlite
     def test_a_missing_pair_is_waited_for_like_an_expired_one(self, store):
         asked = {key: value for key, value in FIELDS.items() if key != "user"}
         mine = make_token(**asked)
@@ -244,6 +252,7 @@ class TestOneRefreshes:
         assert other.result(5).get_access_token() == "1000.new"
         assert other.result(5).get_id() == mine.get_id()
 
+    @on_sqlite
     def test_a_grant_code_is_exchanged_once(self, store):
         asked = {"client_id": "c", "client_secret": "s", "grant_token": "1000.code"}
         mine = make_token(**asked)
@@ -256,6 +265,7 @@ class TestOneRefreshes:
         assert other.result(5).get_refresh_token() == "1000.r"
         assert store.refresh_stats.acquired == 1
 
+    @on_sqlite
     def test_the_user_may_become_known_by_the_refresh(self, database, store):
         mine = make_token(client_id="c", client_secret="s", refresh_token="1000.r")
         store.find_token(mine)
@@ -263,6 +273,7 @@ class TestOneRefreshes:
         refresh(store, mine)
         assert leases(database) == []
 
+    @on_sqlite
     def test_two_users_with_one_refresh_token_do_not_wait_for_each_other_B10(self, store):
         for user in ("ada", "bob"):
             store.save_token(make_token(**EXPIRED | {"user": user}))
@@ -271,6 +282,7 @@ class TestOneRefreshes:
             assert not is_live(elsewhere(store.find_token, asked).result(1))
         assert store.refresh_stats.acquired == 2
 
+    @on_sqlite
     def test_encrypted_tokens_are_refreshed_in_the_same_way(self, make):
         store = make(cipher=FernetCipher(generate_key()))
         token = make_token(**EXPIRED)
@@ -295,9 +307,11 @@ class TestNobodyElseTakesPart:
         assert time.monotonic() - started < 1.4
         return result
 
+    @on_sqlite
     def test_get_tokens(self, taken):
         assert not is_live(self.at_once(taken.get_tokens)[0])
 
+    @on_sqlite
     def test_the_repositories(self, database, taken, expired):
         engine = create_engine(database)
         with engine.connect() as connection:
@@ -306,9 +320,11 @@ class TestNobodyElseTakesPart:
             assert self.at_once(lambda: repository.find(TokenRecord(user_name="ada"))) is not None
         engine.dispose()
 
+    @on_sqlite
     def test_the_sdks_revoke_which_asks_with_an_id_C3(self, taken, expired):
         assert self.at_once(lambda: taken.find_token(make_token(id=expired))) is not None
 
+    @on_sqlite
     def test_a_token_that_nothing_can_refresh(self, taken):
         for number in range(2):
             asked = make_token(user=f"u{number}", access_token="1000.x", expires_in="1")
@@ -317,6 +333,7 @@ class TestNobodyElseTakesPart:
             assert self.at_once(lambda: taken.find_token(make_token(user="nobody"))) is None
         assert taken.refresh_stats.acquired == 1
 
+    @on_sqlite
     def test_a_store_that_does_not_coordinate(self, make, taken, expired):
         alone = make(refresh=None)
         assert not is_live(self.at_once(lambda: alone.find_token_by_id(expired)))
@@ -420,6 +437,7 @@ class TestWhatGoesWrong:
         stats = store.refresh_stats
         assert (stats.acquired, stats.taken_over, stats.gave_up) == (2, 1, 0)
 
+    @on_sqlite
     def test_nobody_waits_longer_than_the_policy_says(self, make, expired):
         store = make(RefreshPolicy(lease=30, wait=0.4))
         elsewhere(store.find_token_by_id, expired).result(5)
@@ -429,6 +447,7 @@ class TestWhatGoesWrong:
         assert token.get_access_token() == "1000.expired"
         assert store.refresh_stats.gave_up == 1
 
+    @on_sqlite
     def test_without_a_wait_everybody_gets_what_is_stored(self, make, expired):
         store = make(RefreshPolicy(wait=0))
         elsewhere(store.find_token_by_id, expired).result(5)
@@ -492,6 +511,7 @@ class TestWhatGoesWrong:
             engine.dispose()
         assert leases(database) == ["failed 1"]
 
+    @on_sqlite
     def test_failures_of_long_ago_do_not_count(self, database, make, expired):
         store = make(RefreshPolicy(lease=30, wait=20))
         fail_to_refresh(store.find_token_by_id(expired))
@@ -504,6 +524,7 @@ class TestWhatGoesWrong:
         fail_to_refresh(store.find_token_by_id(expired))
         assert leases(database) == ["failed 1"]
 
+    @on_sqlite
     def test_a_lookup_that_fails_under_the_lease_gives_it_back(
         self, database, store, expired, monkeypatch
     ):
@@ -514,6 +535,7 @@ class TestWhatGoesWrong:
         assert leases(database) == []
 
     @pytest.mark.parametrize("missing_id", ["none", "raise"])
+    @on_sqlite
     def test_a_token_that_is_deleted_meanwhile_is_waited_for_no_longer(
         self, make, expired, missing_id
     ):
@@ -553,6 +575,7 @@ class TestWhatGoesWrong:
         refresh(store, mine, "1000.older")
         assert store.find_token_by_id(expired).get_access_token() == "1000.newer"
 
+    @on_sqlite
     def test_a_save_that_comes_too_late_is_kept_where_nobody_was_faster(self, make, expired):
         store = make(RefreshPolicy(lease=0.1, wait=5))
         mine = store.find_token_by_id(expired)
@@ -560,6 +583,7 @@ class TestWhatGoesWrong:
         refresh(store, mine)
         assert store.find_token_by_id(expired).get_access_token() == "1000.new"
 
+    @on_sqlite
     def test_a_save_that_comes_too_late_replaces_a_pair_that_has_ended(self, make, expired):
         store = make(RefreshPolicy(lease=0.1, wait=5))
         mine = store.find_token_by_id(expired)
@@ -639,6 +663,7 @@ class TestAhead:
         assert store.find_token_by_id(ending).get_access_token() == "1000.new"
         assert store.refresh_stats == RefreshStats(acquired=1, ahead=1)
 
+    @on_sqlite
     def test_another_process_goes_on_too(self, make, store, ending):
         assert not is_live(store.find_token_by_id(ending))
         other = make(self.AHEAD)
@@ -648,15 +673,18 @@ class TestAhead:
             assert is_live(other.find_token_by_id(ending))
         assert len(statements) == 3, "one look at the lease, and no other"
 
+    @on_sqlite
     def test_by_user_as_well(self, store, ending):
         assert not is_live(store.find_token(make_token(**FIELDS)))
         assert is_live(elsewhere(store.find_token, make_token(**FIELDS)).result(5))
 
+    @on_sqlite
     def test_a_token_that_is_not_stored_is_no_match_C1(self, store):
         asked = make_token(**FIELDS, access_token="1000.a", expires_in=in_seconds(60))
         assert store.find_token(asked) is None
         assert store.refresh_stats.acquired == 0
 
+    @on_sqlite
     def test_an_early_refresh_that_fails_goes_on_with_the_live_token(
         self, database, store, ending, caplog
     ):
@@ -676,6 +704,7 @@ class TestAhead:
         assert not is_live(store.find_token_by_id(ending))
         assert store.refresh_stats == RefreshStats(acquired=2, ahead=2, failed=1)
 
+    @on_sqlite
     def test_a_token_that_is_saved_and_was_not_refreshed_keeps_its_end(self, store, ending):
         before = store.get_tokens()[0].get_expires_in()
         looked_at = store.find_token_by_id(ending)
@@ -685,6 +714,7 @@ class TestAhead:
         assert stored.get_redirect_url() == "https://example.com/new"
         assert stored.get_expires_in() == before
 
+    @on_sqlite
     def test_an_end_of_ones_own_is_saved_all_the_same_E1(self, store, ending):
         store.find_token_by_id(ending)
         store.save_token(make_token(id=ending, access_token="1000.ending", expires_in="7"))
@@ -701,6 +731,7 @@ class TestAhead:
                 connection.exec_driver_sql("ALTER TABLE away RENAME TO oauthtoken_refresh_lease")
             engine.dispose()
 
+    @on_sqlite
     def test_an_early_refresh_that_fails_does_not_undo_a_newer_token(self, store, ending):
         mine = store.find_token_by_id(ending)
         newer = make_token(id=ending, access_token="1000.newer", expires_in=in_an_hour())
@@ -711,6 +742,7 @@ class TestAhead:
         store.save_token(mine)
         assert store.find_token_by_id(ending).get_access_token() == "1000.newer"
 
+    @on_sqlite
     def test_a_later_token_is_refreshed_ahead_again(self, store, ending):
         for number in range(3):
             mine = store.find_token_by_id(ending)
@@ -774,6 +806,7 @@ def test_no_failure_of_a_refresh_shows_a_secret_G3(make):
     assert found_in([*shown, *logs, *sdk_logs], secrets) == []
 
 
+@on_sqlite
 def test_what_happens_is_logged_and_no_token_is_G3(make, expired, caplog):
     caplog.set_level(logging.DEBUG, "zoho_orm_store")
     elsewhere(make(RefreshPolicy(lease=0.1)).find_token_by_id, expired).result(5)

@@ -96,17 +96,35 @@ class Transaction:
             self.loop.close()
 
 
-WAYS = [
-    pytest.param((database, driver, kind), id=f"{driver}-{kind}")
-    for database, drivers in DRIVERS.items()
-    for driver in drivers
-    for kind in ("session", "connection")
-]
+def ways(*drivers_and_kinds):
+    """Run a test in these ways: pairs of a driver and of what the repository is given."""
+    databases = {driver: name for name, drivers in DRIVERS.items() for driver in drivers}
+    return pytest.mark.parametrize(
+        "way",
+        [
+            pytest.param((databases[driver], driver, kind), id=f"{driver}-{kind}")
+            for driver, kind in drivers_and_kinds
+        ],
+    )
 
 
-@pytest.fixture(params=WAYS)
-def way(request):
-    return request.param
+# Each driver, with a session or a connection in turn, and each repository with both.
+on_each_driver = ways(
+    ("sqlite+pysqlite", "session"),
+    ("sqlite+pysqlite", "connection"),
+    ("sqlite+aiosqlite", "session"),
+    ("sqlite+aiosqlite", "connection"),
+    ("postgresql+psycopg", "session"),
+    ("postgresql+psycopg_async", "connection"),
+    ("postgresql+asyncpg", "session"),
+    ("mysql+pymysql", "connection"),
+    ("mysql+asyncmy", "session"),
+    ("mysql+aiomysql", "connection"),
+)
+on_each_database = ways(
+    *((driver, "session") for driver in SYNCHRONOUS), ("postgresql+asyncpg", "session")
+)
+in_both_repositories = ways(("sqlite+pysqlite", "session"), ("sqlite+aiosqlite", "connection"))
 
 
 @pytest.fixture
@@ -143,6 +161,7 @@ def stored(url):
     engine.dispose()
 
 
+@on_each_driver
 class TestTheApplicationOwnsTheTransaction:
     def test_nothing_is_stored_before_its_commit(self, begin, way, stored):
         transaction = begin()
@@ -173,6 +192,7 @@ class TestTheApplicationOwnsTheTransaction:
 
 
 class TestOperations:
+    @on_each_driver
     def test_a_record_comes_back_as_it_was_saved_A2(self, begin):
         transaction = begin()
         saved = transaction.save(ASKED)
@@ -180,6 +200,7 @@ class TestOperations:
         assert transaction.get(saved.id) == saved
         assert transaction.find(TokenRecord(user_name=ASKED.user_name)) == saved
 
+    @on_each_driver
     def test_what_is_not_there_is_none_D2_F1(self, begin):
         transaction = begin()
         transaction.save(ASKED)
@@ -189,6 +210,7 @@ class TestOperations:
         assert transaction.delete("x" * 300) is False
         assert transaction.count() == 1
 
+    @on_each_driver
     def test_every_token_is_deleted_and_counted_F2(self, begin):
         transaction = begin()
         for number in range(3):
@@ -196,6 +218,7 @@ class TestOperations:
         assert transaction.delete_all() == 3
         assert transaction.list() == []
 
+    @on_each_database
     def test_listings_are_filtered(self, begin):
         transaction = begin()
         tokens = {
@@ -223,6 +246,7 @@ class TestOperations:
             by_id = sorted(expected, key=lambda record: record.id)
             assert transaction.stream(**filters) == by_id
 
+    @on_each_driver
     def test_a_stream_of_more_than_a_page(self, begin, monkeypatch):
         monkeypatch.setattr(repository_module, "_PAGE", 3)
         transaction = begin()
@@ -258,6 +282,7 @@ class NeverMigrated(StoredTokenMixin, Base):
 
 
 class TestRefusals:
+    @in_both_repositories
     def test_bad_input_A3_C4_E3(self, begin, stored):
         transaction = begin()
         for method, arguments, filters, message in BAD_INPUT:
@@ -266,6 +291,7 @@ class TestRefusals:
         transaction.commit()
         assert stored() == []
 
+    @in_both_repositories
     def test_another_users_id_E5(self, begin):
         transaction = begin()
         saved = transaction.save(ASKED)
@@ -273,6 +299,7 @@ class TestRefusals:
             transaction.save(replace(ASKED, id=saved.id, user_name="another"))
         assert transaction.get(saved.id) == saved
 
+    @on_each_database
     def test_a_missing_table_G1_G3(self, begin):
         transaction = begin(model=NeverMigrated)
         message = "'never_migrated' is missing .* Run: your project's migrations"
@@ -299,6 +326,7 @@ def test_a_server_that_is_not_there_G1_G2(driver):
 
 
 class TestTheRevision:
+    @on_each_database
     def test_tables_of_another_revision_are_refused_and_both_are_named_G2(self, begin):
         transaction = begin()
         transaction.execute("UPDATE zoho_orm_store_version SET version_num = 'zoho_orm_store_0001'")
@@ -310,6 +338,7 @@ class TestTheRevision:
         transaction.rollback()
         assert transaction.list() == []
 
+    @in_both_repositories
     def test_it_is_read_once(self, begin):
         transaction = begin()
         with statements_counted() as statements:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sys
 import time
 from threading import Barrier, Event, Thread
 
 from sdk_tokens import make_token
+from sqlalchemy import Engine, event
 
 from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore
-from zoho_orm_store.keys import rekey_tokens
+from zoho_orm_store.sdk import OAuthToken
 
 
 def save_at_once(url: str, worker: str, threads: str, mode: str) -> None:
@@ -56,17 +59,35 @@ def save_until_killed(url: str) -> None:
     number = 0
     while True:
         number += 1
-        store.save_token(
-            make_token(
-                user="u",
-                client_id="c",
-                refresh_token=f"r{number}",
-                access_token=f"a{number}",
-                expires_in=str(number),
-                redirect_url=f"u{number}",
-            )
-        )
+        store.save_token(token_of(number))
         print(number, flush=True)
+
+
+def save_and_be_killed(url: str) -> None:
+    """Save a set of values, and another one that is written and never committed."""
+    store = SQLAlchemyTokenStore(url, create_schema=False)
+    store.save_token(token_of(1))
+    print("SAVED", flush=True)
+
+    def die(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE oauthtoken SET"):
+            print("WRITTEN", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "after_cursor_execute", die)
+    store.save_token(token_of(2))
+
+
+def token_of(number: int) -> OAuthToken:
+    """A set of values that belong together."""
+    return make_token(
+        user="u",
+        client_id="c",
+        refresh_token=f"r{number}",
+        access_token=f"a{number}",
+        expires_in=str(number),
+        redirect_url=f"u{number}",
+    )
 
 
 def save_and_find(url: str, worker: str, rows: str, mode: str) -> None:
@@ -94,12 +115,6 @@ def save_and_find(url: str, worker: str, rows: str, mode: str) -> None:
         if store.find_token_by_id(id_).get_access_token() != access_token:
             print("LOST", id_)
     print("SAVED", len(last))
-
-
-def rotate(url: str) -> None:
-    """Encrypt every token under the first key, and say how it goes on."""
-    summary = rekey_tokens(url, FernetCipher(), on_progress=lambda *done: print(*done, flush=True))
-    print("LEFT", summary.left, len(summary.undecryptable))
 
 
 def not_closed(url: str) -> None:

@@ -1,0 +1,22 @@
+"""Rotates the keys of a table until it is killed, after so many tokens: URL NUMBER."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from zoho_orm_store import FernetCipher
+from zoho_orm_store.keys import rekey_tokens
+
+
+def rotate(url: str, killed_at: str) -> None:
+    def on_progress(done: int, of: int) -> None:
+        if done >= int(killed_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    rekey_tokens(url, FernetCipher(), on_progress=on_progress)
+
+
+if __name__ == "__main__":
+    rotate(*sys.argv[1:])
