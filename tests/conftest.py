@@ -31,10 +31,12 @@ from zoho_orm_store import (
     FernetCipher,
     MemoryTokenStore,
     SQLAlchemyTokenStore,
+    StoredToken,
     metadata,
     provision,
 )
-from zoho_orm_store.cipher import generate_key
+from zoho_orm_store._tokens import TokenOperations
+from zoho_orm_store.encryption import generate_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -358,6 +360,11 @@ def store(route: Route, route_url: URL | None) -> Iterator[object]:
     """An empty store, on each route in turn."""
     with open_store(route, route_url) as store:
         yield store
+
+
+def operations(cipher=None) -> TokenOperations:
+    """What a store does with the tokens in our table."""
+    return TokenOperations.of_model(StoredToken, None, cipher)
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import os
 import signal
 import sys
 
-from zoho_orm_store import FernetCipher
-from zoho_orm_store.keys import rekey_tokens
+from zoho_orm_store import FernetCipher, rotate_keys
 
 
 def rotate(url: str, killed_at: str) -> None:
@@ -15,7 +14,7 @@ def rotate(url: str, killed_at: str) -> None:
         if done >= int(killed_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rekey_tokens(url, FernetCipher(), on_progress=on_progress)
+    rotate_keys(url, FernetCipher(), on_progress=on_progress)
 
 
 if __name__ == "__main__":

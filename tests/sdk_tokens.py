@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoho_orm_store.sdk import OAuthToken, UserSignature, record_of
+from zoho_orm_store._sdk.conversion import OAuthToken, UserSignature, record_from
 
 FIELDS = {
     "client_id": "set_client_id",
@@ -30,7 +30,7 @@ def make_token(*, id: str | None = None, user: str | None = None, **fields: obje
 def known(token: OAuthToken | None) -> dict[str, object]:
     """What a token knows, but for its id and times."""
     assert token is not None
-    record = record_of(token)
+    record = record_from(token)
     names = ("user_name", "client_id", "client_secret", "refresh_token", "access_token")
     names += ("grant_token", "expiry_time", "redirect_url", "api_domain")
     return {name: value for name in names if (value := getattr(record, name)) is not None}

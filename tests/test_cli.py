@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, inspect
 from typer.testing import CliRunner
 
 import zoho_orm_store
-from zoho_orm_store import SyncTokenRepository, TokenRecord, provision
+from zoho_orm_store import TokenRecord, TokenRepository, provision
 from zoho_orm_store.cli import app
 
 COMMANDS = (
@@ -49,14 +49,14 @@ def save_token(url):
     engine = create_engine(url)
     with engine.begin() as connection:
         record = TokenRecord(user_name="ada", client_id="c", refresh_token="1000.refresh")
-        SyncTokenRepository(connection).save(record)
+        TokenRepository(connection).save(record)
     engine.dispose()
 
 
 def count_tokens(url):
     engine = create_engine(url)
     with engine.connect() as connection:
-        count = SyncTokenRepository(connection).count()
+        count = TokenRepository(connection).count()
     engine.dispose()
     return count
 
@@ -255,7 +255,7 @@ class TestPackages:
         assert "pip install 'zoho-orm-store[demo]'" in result.stderr
 
     def test_it_starts_without_what_it_does_not_need(self):
-        slow = {"sqlalchemy", "alembic", "zohocrmsdk", "zoho_orm_store.demo"}
+        slow = {"sqlalchemy", "alembic", "zohocrmsdk", "zoho_orm_store.cli.demo_steps"}
         before = (
             "import atexit, sys\n"
             f"atexit.register(lambda: print('loaded:', sorted({slow!r} & sys.modules.keys())))"

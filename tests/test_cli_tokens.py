@@ -15,11 +15,11 @@ from sqlalchemy import create_engine, insert, text
 from typer.testing import CliRunner
 from zohocrmsdk.src.com.zoho.api.authenticator.store import FileStore
 
-from zoho_orm_store import SQLAlchemyTokenStore, StoredToken, SyncTokenRepository, TokenRecord
-from zoho_orm_store.binding import bind_to
+from zoho_orm_store import SQLAlchemyTokenStore, StoredToken, TokenRecord, TokenRepository
+from zoho_orm_store._database.database import open_database
+from zoho_orm_store._digests import digests_of
 from zoho_orm_store.cli import app
-from zoho_orm_store.digests import digests_of
-from zoho_orm_store.record import utc_now
+from zoho_orm_store.records import utc_now
 
 SECRET = "1000.0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -36,7 +36,7 @@ def stored(database):
     engine = create_engine(database)
     now = int(time.time() * 1000)
     with engine.begin() as connection:
-        repository = SyncTokenRepository(connection)
+        repository = TokenRepository(connection)
         for id_, user, expiry, refresh_token in (
             ("1", "ada@example.com:1", now + 3_000_000, SECRET),
             ("2", "evil\x1b[31m", now - 1, None),
@@ -139,7 +139,7 @@ class TestDeleting:
     def test_the_repository_refuses_it_as_well(self, database):
         engine = create_engine(database)
         with engine.connect() as connection:
-            repository = SyncTokenRepository(connection)
+            repository = TokenRepository(connection)
             with pytest.raises(Exception, match="what to purge"):
                 repository.purge()
             with pytest.raises(Exception, match="negative"):
@@ -204,14 +204,14 @@ class TestDoctor:
 
         def bind(url, *, timeout, **options):
             limits.append(timeout)
-            return bind_to(url, timeout=timeout, **options)
+            return open_database(url, timeout=timeout, **options)
 
         def count(self, **filters):
             limits.append("count")
             return 0
 
-        monkeypatch.setattr("zoho_orm_store.binding.bind_to", bind)
-        monkeypatch.setattr(SyncTokenRepository, "count", count)
+        monkeypatch.setattr("zoho_orm_store._database.database.open_database", bind)
+        monkeypatch.setattr(TokenRepository, "count", count)
         assert run("doctor").exit_code == 0
         assert limits == [15.0, None, "count", "count"]
 

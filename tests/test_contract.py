@@ -19,7 +19,7 @@ from conftest import (
 )
 from sdk_tokens import FIELDS, FULL, known, make_token
 
-from zoho_orm_store.sdk import OAuthToken, SDKException
+from zoho_orm_store._sdk.conversion import OAuthToken, SDKException
 
 HOSTILE = (
     "o'brien@example.com",

@@ -9,7 +9,7 @@ import sys
 import pytest
 from sqlalchemy import create_engine
 
-from zoho_orm_store import ConfigurationError, SyncTokenRepository, TokenRecord, demo, provision
+from zoho_orm_store import ConfigurationError, TokenRecord, TokenRepository, demo, provision
 from zoho_orm_store.testing import LoopbackZoho
 
 SCRIPT = "from zoho_orm_store.cli import main; main()"
@@ -64,7 +64,7 @@ def seconds_of_children():
 def tokens(url):
     engine = create_engine(url)
     with engine.connect() as connection:
-        records = SyncTokenRepository(connection).list()
+        records = TokenRepository(connection).list()
     engine.dispose()
     return records
 
@@ -72,7 +72,7 @@ def tokens(url):
 def save(url, record):
     engine = create_engine(url)
     with engine.begin() as connection:
-        SyncTokenRepository(connection).save(record)
+        TokenRepository(connection).save(record)
     engine.dispose()
 
 
@@ -162,7 +162,7 @@ def do_nothing(*args, **kwargs):
 def save_a_row_twice(stage):
     demo.log_in(stage)
     other = TokenRecord(client_id=stage.zoho.client_id, refresh_token="1000.other")
-    stage.database.write(lambda connection: SyncTokenRepository(connection).save(other))
+    stage.database.write(lambda connection: TokenRepository(connection).save(other))
 
 
 def end_tokens_at_zoho(stage):

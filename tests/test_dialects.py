@@ -11,7 +11,8 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import DatabaseError, DatabaseTimeoutError, SchemaError
-from zoho_orm_store.dialects import connect_failure_of, failure_of, shown
+from zoho_orm_store._database.drivers import redacted_url
+from zoho_orm_store._database.errors import connect_error, translate
 
 DRIVERS = {
     "postgresql+psycopg": "postgresql",
@@ -69,7 +70,7 @@ def fail(server):
                 connection = (one, two)[number]
                 connection.commit() if step == "COMMIT" else connection.execute(text(step))
         except Exception as error:  # noqa: BLE001 - whatever the driver raises
-            return failure_of(error)
+            return translate(error)
         raise AssertionError("Nothing failed.")
 
     is_sync = url.drivername in ("postgresql+psycopg", "mysql+pymysql")
@@ -121,7 +122,7 @@ def test_a_busy_sqlite_file_is_worth_another_try(tmp_path):
         first.execute(text("BEGIN IMMEDIATE"))
         with pytest.raises(Exception, match="locked") as raised:
             second.execute(text("BEGIN IMMEDIATE"))
-        assert failure_of(raised.value).retryable
+        assert translate(raised.value).retryable
     one.dispose()
     two.dispose()
 
@@ -133,7 +134,7 @@ def test_an_exhausted_pool_says_what_to_change(tmp_path):
     with engine.connect():
         with pytest.raises(Exception, match="QueuePool") as raised:
             engine.connect()
-        failure = connect_failure_of(raised.value, engine.url)
+        failure = connect_error(raised.value, engine.url)
     assert isinstance(failure, DatabaseTimeoutError)
     assert "pool_size" in str(failure)
     engine.dispose()
@@ -142,14 +143,14 @@ def test_an_exhausted_pool_says_what_to_change(tmp_path):
 @pytest.mark.parametrize("password", ["p", "s3cret", "a.*b", "'"])
 def test_a_password_is_hidden_and_nothing_else_G3(password):
     url = make_url("postgresql://u@h/d").set(password=password)
-    failure = connect_failure_of(OSError(f"no password {password} supplied"), url)
+    failure = connect_error(OSError(f"no password {password} supplied"), url)
     assert f" {password} " not in str(failure)
     assert "no password *** supplied" in str(failure)
 
 
 def test_a_url_is_shown_without_what_may_be_secret_G3():
     url = make_url("postgresql+psycopg://u:s3cret@h:5/d?sslpassword=s3cret")
-    assert shown(url) == "postgresql+psycopg://u:***@h:5/d"
+    assert redacted_url(url) == "postgresql+psycopg://u:***@h:5/d"
 
 
 def test_the_databases_of_these_tests_are_those_of_all_others():

@@ -24,10 +24,15 @@ from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
 from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
 from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore
-from zoho_orm_store.importers import FileStoreFile, TokenTable, export_tokens, import_tokens
-from zoho_orm_store.sdk import record_of
-from zoho_orm_store.statements import SDK_COLUMNS
+from zoho_orm_store._sdk.conversion import record_from
 from zoho_orm_store.testing import DEFAULT_USER, Counts, LoopbackZoho
+from zoho_orm_store.transfer import (
+    SDK_COLUMNS,
+    FileStoreFile,
+    TokenTable,
+    export_tokens,
+    import_tokens,
+)
 
 ADA = "ada@example.com"
 BOB = "bob@example.com"
@@ -167,7 +172,7 @@ def test_log_in_call_expire_and_refresh_on_every_route(route, route_url, zoho, s
         token = by_grant(zoho, find_user=find_user)
         start(token, store)
         assert last_names() == LEADS
-        first = record_of(store.find_token_by_id(token.get_id()))
+        first = record_from(store.find_token_by_id(token.get_id()))
         assert first.user_name == (zoho.user_name() if find_user else None)
 
         old = store.find_token_by_id(token.get_id())
@@ -177,7 +182,7 @@ def test_log_in_call_expire_and_refresh_on_every_route(route, route_url, zoho, s
         assert last_names() == LEADS
         assert token_requests(zoho) == ["exchange", "refresh"]
 
-        (new,) = map(record_of, store.get_tokens())
+        (new,) = map(record_from, store.get_tokens())
         assert (new.id, new.refresh_token) == (first.id, first.refresh_token)
         assert new.access_token != first.access_token
         assert zoho.is_live(new.access_token)

@@ -88,7 +88,7 @@ def test_a_module_imports_only_what_stands_below_it(path):
     [
         ("import zoho_orm_store", {"sqlalchemy", "alembic", "zohocrmsdk", "cryptography"}),
         (
-            "from zoho_orm_store import TokenRepository, StoredToken",
+            "from zoho_orm_store import AsyncTokenRepository, StoredToken",
             {"alembic", "zohocrmsdk", "cryptography", "aiosqlite"},
         ),
         ("from zoho_orm_store import provision", {"zohocrmsdk", "cryptography", "typer"}),

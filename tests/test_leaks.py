@@ -21,20 +21,25 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from zoho_orm_store import (
+    AsyncTokenRepository,
     FernetCipher,
     MemoryTokenStore,
     SQLAlchemyTokenStore,
     StoredToken,
-    SyncTokenRepository,
     TokenRecord,
     TokenRepository,
     ZohoOrmStoreError,
     provision,
 )
-from zoho_orm_store.cipher import generate_key
-from zoho_orm_store.importers import FileStoreFile, TokenTable, export_tokens, import_tokens
-from zoho_orm_store.sdk import SDKException
-from zoho_orm_store.statements import SDK_COLUMNS
+from zoho_orm_store._sdk.conversion import SDKException
+from zoho_orm_store.encryption import generate_key
+from zoho_orm_store.transfer import (
+    SDK_COLUMNS,
+    FileStoreFile,
+    TokenTable,
+    export_tokens,
+    import_tokens,
+)
 
 CLIENT_SECRET = "SECRET-client-0123456789abcdef"
 REFRESH = "SECRET-refresh-0123456789abcdef"
@@ -292,7 +297,7 @@ class TestFailures:
         _, url = bound
         with application_engine(url) as engine, Session(engine) as session:
             session.add(StoredToken(id="1", **FIELDS))  # without what must not be NULL
-            repository = SyncTokenRepository(session)
+            repository = TokenRepository(session)
             assert_nothing_leaks([repository.count], failures=1)
 
     def test_a_value_that_the_column_cannot_hold(self, bound_to_change, cipher):
@@ -371,7 +376,7 @@ class TestFailures:
         with store_on(bind, cipher=cipher) as store:
             assert_nothing_leaks(store_uses(store, id="1"), failures=1)
         with application_engine(url) as engine, engine.connect() as connection:
-            repository = SyncTokenRepository(connection, cipher=cipher)
+            repository = TokenRepository(connection, cipher=cipher)
             assert_nothing_leaks(repository_uses(repository, id="1"), failures=1)
 
     def test_the_repositories_in_a_session_of_the_applications(self, bound_to_change, cipher):
@@ -383,7 +388,7 @@ class TestFailures:
                 def uses(make=make):
                     for number in range(7):
                         with make() as session:
-                            repository = SyncTokenRepository(session, cipher=cipher)
+                            repository = TokenRepository(session, cipher=cipher)
                             yield [*repository_uses(repository)][number]
 
                 assert_nothing_leaks(uses(), failures=7)
@@ -399,7 +404,7 @@ class TestFailures:
             engine = create_async_engine(url.set(drivername=driver))
             try:
                 async with AsyncSession(engine) as session:
-                    await TokenRepository(session, cipher=cipher).save(record())
+                    await AsyncTokenRepository(session, cipher=cipher).save(record())
             finally:
                 await engine.dispose()
 
@@ -486,8 +491,8 @@ class TestFailures:
             lambda: [*TokenTable(f"nonsense://u:{PASSWORD}@host/x")],
             lambda: [*TokenTable(f"postgresql+psycopg://u:{PASSWORD}@127.0.0.1:1/x")],
             lambda: SQLAlchemyTokenStore("sqlite://", cipher=KEY),
-            lambda: SyncTokenRepository(None, cipher=KEY),
             lambda: TokenRepository(None, cipher=KEY),
+            lambda: AsyncTokenRepository(None, cipher=KEY),
             lambda: TokenTable("sqlite://", cipher=KEY),
         ]
         assert_nothing_leaks(uses, failures=15)
@@ -539,14 +544,14 @@ def test_no_object_shows_a_secret(database):
     with SQLAlchemyTokenStore(database, cipher=CIPHER) as store:
         store.save_token(token(id="1"))
         with application_engine(database) as engine, Session(engine) as session:
-            repository = SyncTokenRepository(session, cipher=CIPHER)
+            repository = TokenRepository(session, cipher=CIPHER)
             row = session.get(StoredToken, "1")
             memory = MemoryTokenStore()
             memory.save_token(token())
             found = repository.get("1")
             uses = (
                 store, memory, repository, found, row, CIPHER, record(), [record()],
-                TokenRecord(access_token=[ACCESS]), TokenRepository(session, cipher=CIPHER),
+                TokenRecord(access_token=[ACCESS]), AsyncTokenRepository(session, cipher=CIPHER),
             )  # fmt: skip
             texts = [show(each) for each in uses for show in (repr, str, pretty_repr)]
     assert found_in(texts, SECRETS) == []

@@ -1,208 +1,204 @@
-"""The lease on a token's refresh: one owner at a time, on every database."""
+"""The SQL of the leases, on every database."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from conftest import statements_counted
+from sqlalchemy import create_engine, select, text
 
 from zoho_orm_store import RefreshLease
-from zoho_orm_store.lease import Leases, lease_key
-from zoho_orm_store.scopes import EVERYTHING, Scope
-from zoho_orm_store.statements import LeaseStatements, server_time
+from zoho_orm_store._refresh.keys import lease_key
+from zoho_orm_store._refresh.leases import DatabaseLeases
+from zoho_orm_store._refresh.rules import Holder
+from zoho_orm_store._sql.dialects import server_clock
 
-KEY = lease_key("refresh_token", "1000.refresh", "ada", EVERYTHING)
-OTHER_KEY = lease_key("refresh_token", "1000.refresh", "bob", EVERYTHING)
+KEY = lease_key("refresh_token", "1000.refresh", "ada")
+OTHER_KEY = lease_key("refresh_token", "1000.refresh", "bob")
 TABLE = RefreshLease.__table__
+
+
+class EachInItsTransaction:
+    def __init__(self, engine):
+        self.engine = engine
+
+    def write(self, work, *args):
+        with self.engine.begin() as connection:
+            return work(connection, *args)
+
+    read = write
 
 
 @pytest.fixture
 def engine(database):
     engine = create_engine(database)
-    with engine.begin() as connection:
-        connection.execute(TABLE.delete())
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
 def leases(engine):
-    """Each operation in a transaction of its own, as the store runs them."""
+    return DatabaseLeases(EachInItsTransaction(engine), TABLE)
 
-    class EachInItsTransaction:
-        def __getattr__(self, name):
-            def run(*args):
-                with engine.begin() as connection:
-                    return getattr(Leases(connection, TABLE), name)(*args)
 
-            return run
+@pytest.fixture
+def plant(engine):
+    """Writes a row as somebody else might."""
 
-    return EachInItsTransaction()
+    def plant(**values):
+        with engine.begin() as connection:
+            connection.execute(TABLE.insert().values({"key": KEY, "failures": 0, **values}))
+
+    return plant
 
 
 def test_the_first_gets_it_and_another_does_not(leases):
-    taken = leases.take(KEY, "ada's", 10)
-    assert taken.owner == "ada's"
-    assert 9 < taken.left <= 10
-    assert leases.take(KEY, "bob's", 99).owner == "ada's"
+    assert leases.take(KEY, None, "ada's", 1, 10)
+    holder = leases.holder(KEY)
+    assert holder[:2] == ("ada's", 1)
+    assert 9 < holder.left <= 10
+    assert not leases.take(KEY, None, "bob's", 0, 99)
     assert leases.holder(KEY).owner == "ada's"
-    assert leases.holder(KEY).left <= 10
-    assert leases.take(OTHER_KEY, "bob's", 10).owner == "bob's"
+    assert leases.take(OTHER_KEY, None, "bob's", 0, 10)
 
 
-def test_its_owner_renews_it(leases):
-    leases.take(KEY, "ada's", 1)
-    assert leases.take(KEY, "ada's", 30).left > 29
+def test_a_lease_is_taken_as_it_was_seen_and_not_otherwise(leases):
+    leases.take(KEY, None, "ada's", 0, 10)
+    seen = leases.holder(KEY)
+    assert leases.take(KEY, seen, "bob's", 1, 30)
+    assert leases.holder(KEY)[:2] == ("bob's", 1)
+    assert leases.holder(KEY).left > 29
+    assert not leases.take(KEY, seen, "eve's", 0, 10)
+    assert not leases.take(KEY, seen._replace(owner="bob's"), "eve's", 0, 10)
+
+
+def test_taking_it_again_after_a_commit_whose_answer_was_lost_succeeds(leases):
+    for seen in (None, leases.holder(KEY)):
+        assert leases.take(KEY, seen, "ada's", 0, 10)
+    seen = leases.holder(KEY)
+    for _ in range(2):
+        assert leases.take(KEY, seen, "bob's", 0, 10)
+
+
+def test_a_lease_that_was_released_meanwhile_is_not_taken_as_seen(leases):
+    leases.take(KEY, None, "ada's", 0, 10)
+    seen = leases.holder(KEY)
+    leases.release(KEY, "ada's")
+    assert not leases.take(KEY, seen, "bob's", 0, 10)
 
 
 def test_only_its_owner_releases_it(leases):
-    leases.take(KEY, "ada's", 10)
+    leases.take(KEY, None, "ada's", 0, 10)
     assert not leases.release(KEY, "bob's")
-    assert leases.holder(KEY).owner == "ada's"
     assert leases.release(KEY, "ada's")
     assert leases.holder(KEY) is None
     assert not leases.release(KEY, "ada's")
 
 
-def test_one_that_has_ended_is_taken_over_and_its_former_owner_cannot_release_it(leases):
-    leases.take(KEY, "ada's", 0.05)
-    time.sleep(0.1)
-    ended = leases.holder(KEY)
-    assert ended.is_over
-    assert leases.take(KEY, "bob's", 10, ended).owner == "bob's"
-    assert leases.holder(KEY).left > 9
-    assert not leases.release(KEY, "ada's")
-    leases.fail(KEY, "ada's", 1)
-    assert leases.holder(KEY).owner == "bob's"
+def test_a_failed_refresh_frees_it_and_is_counted(leases):
+    leases.take(KEY, None, "ada's", 1, 10)
+    leases.fail(KEY, "bob's")
+    assert leases.holder(KEY).owner == "ada's"
+    leases.fail(KEY, "ada's")
+    holder = leases.holder(KEY)
+    assert (holder.is_free, holder.failures) == (True, 2)
+    assert holder.has_failed_within(5)
+    assert leases.take(KEY, holder, "bob's", 2, 10)
 
 
-def test_a_failed_refresh_leaves_a_mark_and_the_lease_is_free(leases):
-    leases.take(KEY, "ada's", 10)
-    leases.fail(KEY, "ada's", 1)
-    marked = leases.holder(KEY)
-    assert (marked.failures, marked.is_over) == (1, True)
-    taken = leases.take(KEY, "bob's", 10, marked)
-    assert (taken.owner, taken.failures) == ("bob's", 0)
-    leases.fail(KEY, "bob's", 2)
-    assert leases.holder(KEY).failures == 2
+def test_of_many_at_once_one_gets_it(leases):
+    for attempt in range(6):
+        key, barrier = f"{attempt}{KEY[1:]}", Barrier(16)
+        if attempt % 2:
+            leases.take(key, None, "killed", 0, -1)
+        seen = leases.holder(key)
 
-
-@pytest.mark.parametrize("dialect", ["its own", "another"])
-def test_who_has_seen_something_else_before_does_not_get_it(engine, dialect):
-    with engine.begin() as connection:
-        leases = Leases(connection, TABLE)
-        if dialect == "another":
-            leases._statements = LeaseStatements(TABLE, "another")
-        leases.take(KEY, "ada's", 10)
-        leases.fail(KEY, "ada's", 1)
-        seen = leases.holder(KEY)
-        leases.take(KEY, "bob's", 10, seen)
-        leases.fail(KEY, "bob's", 2)
-        assert leases.take(KEY, "eve's", 10, seen).failures == 2
-        assert leases.take(KEY, "eve's", 10).failures == 2
-        assert leases.take(KEY, "eve's", 10, leases.holder(KEY)).owner == "eve's"
-
-
-def test_of_many_at_once_one_gets_it(engine, leases):
-    for attempt in range(5):
-        barrier = Barrier(16)
-
-        def take(number, barrier=barrier, key=f"{attempt}{KEY[1:]}"):
+        def take(number, key=key, barrier=barrier, seen=seen):
             barrier.wait()
-            return leases.take(key, f"owner {number}", 10)
+            return leases.take(key, seen, f"owner {number}", 0, 10)
 
         with ThreadPoolExecutor(16) as pool:
-            owners = {holder.owner for holder in pool.map(take, range(16)) if holder is not None}
-        assert len(owners) == 1
+            assert sum(pool.map(take, range(16))) == 1
 
 
-def test_what_has_long_ended_is_swept_and_nothing_else(engine, leases):
-    for number in range(130):
-        leases.take(f"{number:064d}", "killed", 0.001)
-    leases.take(KEY, "ada's", 10)
-    leases.take(OTHER_KEY, "just ended", 0.001)
+@pytest.mark.parametrize("owner", ["", "garbage", "\N{PILE OF POO}" * 64, "failed 99"])
+@pytest.mark.parametrize("failures", [-(2**31), 2**31 - 1])
+@pytest.mark.parametrize("expires_at", [-(2**63), 2**63 - 1])
+def test_a_planted_lease_is_read_and_taken_J4(leases, plant, owner, failures, expires_at):
+    plant(owner=owner, failures=failures, expires_at=expires_at)
+    seen = leases.holder(KEY)
+    assert seen[:2] == (owner, failures)
+    assert (seen.left > 0) == (expires_at > 0)
+    leases.sweep()
+    if expires_at > 0:
+        assert leases.take(KEY, seen, "ada's", 0, 10)
+        assert leases.holder(KEY).left <= 10
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("garbage", ["garbage", b"\xff", 1e300, -0.5, ""])
+def test_a_planted_lease_of_other_types_is_read_and_taken_in_sqlite_J4(leases, query, garbage):
+    query(
+        "INSERT INTO oauthtoken_refresh_lease (key, owner, failures, expires_at) "
+        "VALUES (:key, :garbage, :garbage, :garbage)",
+        key=KEY,
+        garbage=garbage,
+    )
+    assert leases.take(KEY, leases.holder(KEY), "ada's", 0, 10)
+    leases.fail(KEY, "ada's")
+    assert leases.holder(KEY)[:2] == ("", 1)
+
+
+def test_what_ended_a_minute_ago_is_swept_and_nothing_else(engine, leases):
+    expired = [
+        {"key": f"{number:064d}", "owner": "killed", "failures": 0, "expires_at": 1}
+        for number in range(130)
+    ]
     with engine.begin() as connection:
-        connection.execute(
-            text("UPDATE oauthtoken_refresh_lease SET expires_at = expires_at - 61000 "
-                 "WHERE owner = 'killed'")
-        )  # fmt: skip
+        connection.execute(TABLE.insert(), expired)
+    leases.take(KEY, None, "ada's", 0, 10)
+    leases.take(OTHER_KEY, None, "just ended", 0, -50)
     assert [leases.sweep(), leases.sweep(), leases.sweep()] == [100, 30, 0]
     assert leases.holder(KEY).owner == "ada's"
     assert leases.holder(OTHER_KEY).owner == "just ended"
 
 
-def test_a_database_without_an_upsert_of_ours_keeps_one_owner(engine):
-    statements = LeaseStatements(TABLE, "another")
-    assert statements.take_may_raise
-    with engine.begin() as connection:
-        leases = Leases(connection, TABLE)
-        leases._statements = statements
-        assert leases.take(KEY, "ada's", 10).owner == "ada's"
-        assert leases.take(KEY, "bob's", 10).owner == "ada's"
-        assert leases.take(KEY, "ada's", 30).left > 29
-        assert leases.release(KEY, "ada's")
-        ended = leases.take(KEY, "bob's", -1)
-        assert leases.take(KEY, "ada's", 10, ended).owner == "ada's"
-
-
-def test_it_costs_one_round_trip_to_look_and_two_to_take(engine, leases):
-    statements = []
-    event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    leases.holder(KEY)
-    assert len(statements) == 1
-    statements.clear()
-    leases.take(KEY, "ada's", 10)
-    assert len(statements) == 2
+def test_it_costs_one_statement_to_look_and_at_most_two_to_take(leases):
+    costs = []
+    for work in (
+        partial(leases.holder, KEY),
+        partial(leases.take, KEY, None, "ada's", 0, 10),
+        lambda: leases.take(KEY, Holder("ada's", 0, 1), "bob's", 0, 10),
+        partial(leases.release, KEY, "bob's"),
+    ):
+        with statements_counted() as statements:
+            work()
+        costs.append(len(statements))
+    assert costs == [1, 2, 1, 1]
 
 
 def test_a_server_goes_by_its_own_clock(engine, leases, monkeypatch):
     """The clocks of two machines may differ by as much as they like."""
-    leases.take(KEY, "ada's", 10)
+    leases.take(KEY, None, "ada's", 0, 10)
     hours_apart = time.time() + 7200
-    monkeypatch.setattr("zoho_orm_store.lease.time", lambda: hours_apart)
+    monkeypatch.setattr(time, "time", lambda: hours_apart)
     is_a_file = engine.dialect.name == "sqlite"
-    seen = leases.holder(KEY)
-    assert seen.is_over == is_a_file
-    assert leases.take(KEY, "bob's", 10, seen).owner == ("bob's" if is_a_file else "ada's")
+    assert (leases.holder(KEY).left < 0) == is_a_file
 
 
-def test_a_failure_is_over_even_if_the_clock_is_set_back_after_it(engine, leases):
-    leases.take(KEY, "ada's", 10)
-    leases.fail(KEY, "ada's", 2)
-    with engine.begin() as connection:
-        connection.execute(TABLE.update().values(expires_at=TABLE.c.expires_at + 3_600_000))
-    mark = leases.holder(KEY)
-    assert mark.left > 3000
-    assert mark.is_over
-    assert leases.take(KEY, "bob's", 10, mark).owner == "bob's"
-
-
-def test_a_servers_clock_is_that_of_the_world_whatever_its_time_zone(database):
-    statement = server_time(database.get_backend_name())
-    if statement is None:
+def test_a_servers_clock_is_that_of_the_world_whatever_its_time_zone(engine):
+    clock = server_clock(engine.dialect.name)
+    if clock is None:
         return
-    engine = create_engine(database)
     with engine.connect() as connection:
         zone = "SET TIME ZONE 'Europe/Berlin'"
-        if database.get_backend_name() == "mysql":
+        if engine.dialect.name == "mysql":
             zone = "SET time_zone = '+02:00'"
-            sql = str(statement.compile(engine))
+            sql = str(select(clock).compile(engine))
             assert "utc_timestamp(" in sql, "NOW() has an hour twice where summer time ends"
         connection.execute(text(zone))
-        assert abs(float(connection.scalar(statement)) - time.time()) < 2
-    engine.dispose()
-
-
-def test_the_key_tells_tokens_users_and_tenants_apart():
-    keys = {
-        lease_key(field, value, user, scope)
-        for field in ("refresh_token", "grant_token")
-        for value in ("a", "b")
-        for user in (None, "ada", "bob")
-        for scope in (EVERYTHING, Scope((("tenant_id", 7),)), Scope((("tenant_id", 8),)))
-    }
-    assert len(keys) == 36
-    assert {len(key) for key in keys} == {64}
+        assert abs(float(connection.scalar(select(clock))) - time.time()) < 2

@@ -7,8 +7,8 @@ from datetime import datetime
 import pytest
 
 from zoho_orm_store import InvalidTokenError, TokenRecord, UserMismatchError
-from zoho_orm_store.digests import digest, digests_of, identity_digest
-from zoho_orm_store.matching import (
+from zoho_orm_store._digests import digest, digests_of, identity_digest
+from zoho_orm_store._matching import (
     Identity,
     Rung,
     check_credentials,

@@ -23,8 +23,8 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
-from zoho_orm_store.revisions import NEWEST_REVISION
-from zoho_orm_store.sdk import SDKException
+from zoho_orm_store._schema import NEWEST_REVISION
+from zoho_orm_store._sdk.conversion import SDKException
 
 ROOT = Path(__file__).parent.parent
 HEAD = "zoho_orm_store_0002"

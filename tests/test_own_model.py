@@ -14,18 +14,18 @@ from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, create_en
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from zoho_orm_store import (
+    AsyncTokenRepository,
     ConfigurationError,
     FernetCipher,
     SQLAlchemyTokenStore,
     StoredToken,
     StoredTokenMixin,
-    SyncTokenRepository,
     TokenRecord,
     TokenRepository,
+    rotate_keys,
 )
-from zoho_orm_store.cipher import generate_key
-from zoho_orm_store.keys import rekey_tokens
-from zoho_orm_store.sdk import SDKException
+from zoho_orm_store._sdk.conversion import SDKException
+from zoho_orm_store.encryption import generate_key
 
 
 class Base(DeclarativeBase):
@@ -92,7 +92,7 @@ class TestAModelOfTheProjects:
             store.save_token(make_token(**FULL))
             assert stored(store) == [known(make_token(**FULL))]
         with engine.connect() as connection:
-            assert SyncTokenRepository(connection).count() == 0
+            assert TokenRepository(connection).count() == 0
             assert connection.scalar(text("SELECT note FROM zoho_token")) == "none"
 
     def test_its_indexes_are_named_by_its_convention_and_survive_its_table_arguments(self, engine):
@@ -106,7 +106,7 @@ class TestAModelOfTheProjects:
             session.add(user)
             session.flush()
             record = TokenRecord(user_name="u", refresh_token="r")
-            saved = SyncTokenRepository(session, model=ZohoToken).save(record)
+            saved = TokenRepository(session, model=ZohoToken).save(record)
             session.get(ZohoToken, saved.id).user_id = user.id
             session.flush()
             session.rollback()
@@ -139,9 +139,9 @@ class TestRefusedModels:
         with pytest.raises(ConfigurationError, match=message):
             SQLAlchemyTokenStore("sqlite://", model=model, **options)
         with pytest.raises(ConfigurationError, match=message):
-            SyncTokenRepository(None, model=model, **options)
-        with pytest.raises(ConfigurationError, match=message):
             TokenRepository(None, model=model, **options)
+        with pytest.raises(ConfigurationError, match=message):
+            AsyncTokenRepository(None, model=model, **options)
 
     def test_no_model_at_all(self):
         self.refused(object, "must be a mapped class with a table")
@@ -228,7 +228,7 @@ class TestTenants:
         eight.delete_tokens()
         assert stored(seven) == [known(token)]
         with engine.connect() as connection:
-            repository = SyncTokenRepository(connection, model=ZohoToken, scope={"tenant_id": 8})
+            repository = TokenRepository(connection, model=ZohoToken, scope={"tenant_id": 8})
             assert (repository.count(), repository.list(), [*repository.stream()]) == (0, [], [])
 
     @on_sqlite
@@ -239,7 +239,7 @@ class TestTenants:
         seven.save_token(make_token(id="1", **FULL))
         seven.scoped(tenant_id=8).save_token(make_token(id="2", **FULL))
         only_decrypts = FernetCipher(key, encrypts=False)
-        assert rekey_tokens(engine, only_decrypts, **options) == (1, 0, ())
+        assert rotate_keys(engine, only_decrypts, **options) == (1, 0, ())
         assert known(seven.find_token_by_id("1")) == known(make_token(**FULL))
         with engine.begin() as connection:
             connection.execute(ZohoToken.__table__.update().values(tenant_id=9))
@@ -256,7 +256,7 @@ class TestTenants:
             with engine.begin() as connection:
                 connection.execute(ZohoToken.__table__.update().values(tenant_id=8))
         cipher = FernetCipher(generate_key())
-        summary = rekey_tokens(engine, cipher, model=ZohoToken, scope=scope)
+        summary = rotate_keys(engine, cipher, model=ZohoToken, scope=scope)
         assert (summary.number, summary.left) == (0, 1)
         [error] = summary.undecryptable
         assert error.id == "1"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sdk_tokens import make_token
 
 from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore
-from zoho_orm_store.sdk import SDKException
+from zoho_orm_store._sdk.conversion import SDKException
 
 USERS = ("jose", "José", "Jose\u0301", "jose ", "x' or '1'='1", "%", "\U0001f511")
 CLIENTS = ("c", "C", "c ")

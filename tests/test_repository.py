@@ -17,19 +17,19 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 import zoho_orm_store.repository as repository_module
 from zoho_orm_store import (
+    AsyncTokenRepository,
     DatabaseError,
     DatabaseUnreachableError,
     InvalidTokenError,
     SchemaError,
     StoredToken,
     StoredTokenMixin,
-    SyncTokenRepository,
     TokenRecord,
     TokenRepository,
     UserMismatchError,
     metadata,
 )
-from zoho_orm_store.statements import Statements
+from zoho_orm_store._sql.tokens import TokenStatements
 
 DRIVERS = {
     "sqlite": ("sqlite+pysqlite", "sqlite+aiosqlite"),
@@ -62,7 +62,7 @@ class Transaction:
             self.session = (AsyncSession if self.is_async else Session)(self.engine)
         else:
             self.session = self.do(self.engine.connect())
-        make_repository = TokenRepository if self.is_async else SyncTokenRepository
+        make_repository = AsyncTokenRepository if self.is_async else TokenRepository
         self.repository = make_repository(self.session, **options)
 
     def do(self, result):
@@ -350,10 +350,10 @@ class TestTheRevision:
         engine = create_engine(empty_database)
         metadata.create_all(engine)
         with engine.begin() as connection:
-            SyncTokenRepository(connection).save(ASKED)
-            SyncTokenRepository(connection).save(replace(ASKED, user_name="another"))
+            TokenRepository(connection).save(ASKED)
+            TokenRepository(connection).save(replace(ASKED, user_name="another"))
         with engine.connect() as connection:
-            assert SyncTokenRepository(connection).count() == 2
+            assert TokenRepository(connection).count() == 2
         engine.dispose()
 
 
@@ -366,24 +366,24 @@ class TestInASession:
         engine.dispose()
 
     def test_what_the_application_holds_back_is_seen(self, session):
-        saved = SyncTokenRepository(session).save(ASKED)
+        saved = TokenRepository(session).save(ASKED)
         session.get(StoredToken, saved.id).api_domain = "https://changed"
-        assert SyncTokenRepository(session).get(saved.id).api_domain == "https://changed"
+        assert TokenRepository(session).get(saved.id).api_domain == "https://changed"
 
     def test_unless_it_asked_for_no_autoflush(self, session):
-        saved = SyncTokenRepository(session).save(ASKED)
+        saved = TokenRepository(session).save(ASKED)
         with session.no_autoflush:
             session.get(StoredToken, saved.id).api_domain = "https://changed"
-            assert SyncTokenRepository(session).get(saved.id).api_domain is None
+            assert TokenRepository(session).get(saved.id).api_domain is None
 
     def test_loaded_rows_show_what_a_save_has_changed(self, session):
-        saved = SyncTokenRepository(session).save(ASKED)
+        saved = TokenRepository(session).save(ASKED)
         loaded = session.get(StoredToken, saved.id)
-        SyncTokenRepository(session).save(replace(ASKED, access_token="new"))
+        TokenRepository(session).save(replace(ASKED, access_token="new"))
         assert loaded.access_token == "new"
 
     def test_deleted_rows_are_gone_from_the_session(self, session):
-        repository = SyncTokenRepository(session)
+        repository = TokenRepository(session)
         saved = repository.save(ASKED)
         session.get(StoredToken, saved.id)
         repository.delete(saved.id)
@@ -391,7 +391,7 @@ class TestInASession:
 
     def test_a_session_without_an_engine_G1(self):
         with pytest.raises(DatabaseError, match="UnboundExecutionError"):
-            SyncTokenRepository(Session()).get("1")
+            TokenRepository(Session()).get("1")
 
 
 class TestTwoTransactions:
@@ -401,13 +401,11 @@ class TestTwoTransactions:
         empty(url)
         engine = create_engine(url)
         with engine.connect() as first, engine.connect() as second:
-            SyncTokenRepository(first).save(ASKED)
+            TokenRepository(first).save(ASKED)
             results = []
 
             def save_again():
-                results.append(
-                    SyncTokenRepository(second).save(replace(ASKED, access_token="second"))
-                )
+                results.append(TokenRepository(second).save(replace(ASKED, access_token="second")))
                 second.commit()
 
             waiting = threading.Thread(target=save_again)
@@ -416,7 +414,7 @@ class TestTwoTransactions:
             assert waiting.is_alive(), "the second save did not wait for the first"
             first.commit()
             waiting.join(10)
-            (record,) = SyncTokenRepository(first).list()
+            (record,) = TokenRepository(first).list()
             assert record.access_token == "second"
             assert results == [record]
         engine.dispose()
@@ -436,13 +434,13 @@ class TestTwoTransactions:
         empty(url)
         engine, other = create_engine(url, isolation_level=level), create_engine(url)
         with engine.connect() as connection:
-            repository = SyncTokenRepository(connection)
+            repository = TokenRepository(connection)
             for attempt in range(3):
                 try:
                     repository.get("a read begins the snapshot")
                     if attempt == 0:
                         with other.begin() as meanwhile:
-                            SyncTokenRepository(meanwhile).save(ASKED)
+                            TokenRepository(meanwhile).save(ASKED)
                     repository.save(replace(ASKED, access_token="second"))
                     connection.commit()
                     break
@@ -451,7 +449,7 @@ class TestTwoTransactions:
                         raise
                     connection.rollback()
         with other.connect() as connection:
-            (record,) = SyncTokenRepository(connection).list()
+            (record,) = TokenRepository(connection).list()
             assert record.access_token == "second"
         engine.dispose()
         other.dispose()
@@ -460,24 +458,24 @@ class TestTwoTransactions:
 class TestADialectWithoutAnUpsertOfItsOwn:
     @pytest.fixture(autouse=True)
     def generic(self, monkeypatch):
-        """Statements as for a dialect that this package does not know, on a real database."""
+        """TokenStatements as for a dialect that this package does not know, on a real database."""
         monkeypatch.setattr(
-            repository_module, "statements_for", lambda table, *_: Statements(table, "generic")
+            repository_module, "statements_for", lambda table, *_: TokenStatements(table, "generic")
         )
 
     def test_a_new_token_is_inserted_and_then_updated_E4(self, database):
         engine = create_engine(database)
         with engine.begin() as connection:
-            saved = SyncTokenRepository(connection).save(ASKED)
-            again = SyncTokenRepository(connection).save(replace(ASKED, access_token="new"))
+            saved = TokenRepository(connection).save(ASKED)
+            again = TokenRepository(connection).save(replace(ASKED, access_token="new"))
             assert (again.id, again.access_token) == (saved.id, "new")
-            assert SyncTokenRepository(connection).count() == 1
+            assert TokenRepository(connection).count() == 1
         engine.dispose()
 
     def test_a_row_that_appears_meanwhile_is_updated_E7(self, database, monkeypatch):
         engine = create_engine(database)
         with engine.begin() as connection:
-            repository = SyncTokenRepository(connection)
+            repository = TokenRepository(connection)
             saved = repository.save(ASKED)
             monkeypatch.setattr(repository, "_lock_match", lambda asked: None)
             again = repository.save(replace(ASKED, access_token="new"))
@@ -485,7 +483,7 @@ class TestADialectWithoutAnUpsertOfItsOwn:
         engine.dispose()
 
     def test_its_statements_are_standard_sql(self):
-        statements = Statements(StoredToken.__table__, "generic")
+        statements = TokenStatements(StoredToken.__table__, "generic")
         assert statements.insert_may_raise
         sql = str(statements.insert_unless_present.compile(dialect=DefaultDialect()))
         assert sql.startswith("INSERT INTO oauthtoken")

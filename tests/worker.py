@@ -13,7 +13,7 @@ from sdk_tokens import make_token
 from sqlalchemy import Engine, event
 
 from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore
-from zoho_orm_store.sdk import OAuthToken
+from zoho_orm_store._sdk.conversion import OAuthToken
 
 
 def save_at_once(url: str, worker: str, threads: str, mode: str) -> None:
@@ -59,14 +59,14 @@ def save_until_killed(url: str) -> None:
     number = 0
     while True:
         number += 1
-        store.save_token(token_of(number))
+        store.save_token(token_from(number))
         print(number, flush=True)
 
 
 def save_and_be_killed(url: str) -> None:
     """Save a set of values, and another one that is written and never committed."""
     store = SQLAlchemyTokenStore(url, create_schema=False)
-    store.save_token(token_of(1))
+    store.save_token(token_from(1))
     print("SAVED", flush=True)
 
     def die(connection: object, cursor: object, statement: str, *_: object) -> None:
@@ -75,10 +75,10 @@ def save_and_be_killed(url: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     event.listen(Engine, "after_cursor_execute", die)
-    store.save_token(token_of(2))
+    store.save_token(token_from(2))
 
 
-def token_of(number: int) -> OAuthToken:
+def token_from(number: int) -> OAuthToken:
     """A set of values that belong together."""
     return make_token(
         user="u",

@@ -68,18 +68,18 @@ def hash_of(*parts: str) -> str:
     return sha256(framed(*parts)).hexdigest()
 
 
-def digest(field: str, value: str, scope: Scope) -> str:
+def digest(field: str, value: str, scope: Scope = UNSCOPED) -> str:
     """The digest of one field's known value. The field's name and the scope are part of it."""
     return hash_of(field, value, *scope.parts)
 
 
-def identity_digest(identity: Identity, scope: Scope) -> str:
+def identity_digest(identity: Identity, scope: Scope = UNSCOPED) -> str:
     """The value of the unique column ``identity``."""
     parts = ("identity", identity.kind, identity.value, identity.client_id or "")
     return hash_of(*parts, *scope.parts)
 
 
-def digests_of(record: TokenRecord, scope: Scope) -> dict[str, str | None]:
+def digests_of(record: TokenRecord, scope: Scope = UNSCOPED) -> dict[str, str | None]:
     """The digest columns of a record's row, the identity among them."""
     digests: dict[str, str | None] = {"identity": identity_digest(identity_of(record), scope)}
     for field, column in DIGESTS.items():
@@ -88,6 +88,6 @@ def digests_of(record: TokenRecord, scope: Scope) -> dict[str, str | None]:
     return digests
 
 
-def updatable_digests(asked: TokenRecord, scope: Scope) -> list[str]:
+def updatable_digests(asked: TokenRecord, scope: Scope = UNSCOPED) -> list[str]:
     """The digests of the identities that saving a record may update, its own first."""
     return [identity_digest(identity, scope) for identity in updatable_identities(asked)]

@@ -75,9 +75,9 @@ class TokenRepository:
         scope: Mapping[str, object] | None = None,
         cipher: TokenCipher | None = None,
     ) -> None:
-        self._session = _session_or_connection(session)
         self._model = model
         self._operations = TokenOperations.of_model(model, scope, cipher)
+        self._session = _session_or_connection(session)
 
     @classmethod
     def _of(
@@ -296,9 +296,9 @@ class AsyncTokenRepository:
         scope: Mapping[str, object] | None = None,
         cipher: TokenCipher | None = None,
     ) -> None:
-        self._session = _async_session_or_connection(session)
         self._model = model
         self._operations = TokenOperations.of_model(model, scope, cipher)
+        self._session = _async_session_or_connection(session)
 
     @classmethod
     def _of(

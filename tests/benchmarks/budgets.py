@@ -20,9 +20,9 @@ from tokens import any_of, fill, record, row_of, sdk_token
 from zohocrmsdk.src.com.zoho.api.authenticator.store.db_store import DBStore
 
 from zoho_orm_store import FernetCipher, SQLAlchemyTokenStore, provision
-from zoho_orm_store.cipher import generate_key
-from zoho_orm_store.sdk import OAuthToken, UserSignature
-from zoho_orm_store.statements import RECORD_COLUMNS
+from zoho_orm_store._sdk.conversion import OAuthToken, UserSignature
+from zoho_orm_store._sql.tokens import RECORD_COLUMNS
+from zoho_orm_store.encryption import generate_key
 from zoho_orm_store.testing import LoopbackZoho
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, insert
 
 from zoho_orm_store import StoredToken, TokenRecord, provision
-from zoho_orm_store.digests import digests_of
-from zoho_orm_store.record import utc_now
-from zoho_orm_store.sdk import OAuthToken, UserSignature
-from zoho_orm_store.statements import RECORD_COLUMNS
+from zoho_orm_store._digests import digests_of
+from zoho_orm_store._sdk.conversion import OAuthToken, UserSignature
+from zoho_orm_store._sql.tokens import RECORD_COLUMNS
+from zoho_orm_store.records import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from zoho_orm_store import InvalidTokenError, TokenRecord
-from zoho_orm_store.record import MAX_LENGTHS, SECRETS, mask, parse_expiry, storable
+from zoho_orm_store.records import FIELDS as ALL_FIELDS
+from zoho_orm_store.records import SECRETS, TEXTS, is_storable, mask, parse_expiry
 
-FIELDS = sorted(MAX_LENGTHS)
+FIELDS = sorted(TEXTS)
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -17,7 +18,7 @@ def test_an_empty_string_is_unknown_A1(field):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_longest_value_is_accepted_and_one_more_is_not_A4(field):
-    limit = MAX_LENGTHS[field]
+    limit = ALL_FIELDS[field].max_length
     TokenRecord(**{field: "\U0001f511" * limit}).check_storable()
     too_long = "s3cr3t" * limit
     with pytest.raises(InvalidTokenError, match=f"{field} has .* at most {limit}") as raised:
@@ -30,7 +31,7 @@ def test_what_no_database_stores_exactly_is_refused_A4(field):
     for value in ("a\0b", "\0", "a\ud800b", "é\0"):
         with pytest.raises(InvalidTokenError, match=f"{field} holds a NUL character or a lone"):
             TokenRecord(**{field: value}).check_storable()
-        assert not storable(field, value)
+        assert not is_storable(field, value)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
 
 from zoho_orm_store import ConfigurationError, InvalidTokenError, SQLAlchemyTokenStore, provision
-from zoho_orm_store.importers import FileStoreFile, TokenTable, export_tokens, import_tokens
+from zoho_orm_store.transfer import FileStoreFile, TokenTable, export_tokens, import_tokens
 
 USERS = ["u1@example.com:1", 'o\'brien, "the" one:2', "josé:3"]
 SDK_DDL = (

@@ -41,11 +41,11 @@ from zoho_orm_store import (
     MemoryTokenStore,
     MissingDependencyError,
     SQLAlchemyTokenStore,
-    SyncTokenRepository,
+    TokenRepository,
     provision,
 )
-from zoho_orm_store.sdk import SDKException
-from zoho_orm_store.statements import Statements
+from zoho_orm_store._sdk.conversion import SDKException
+from zoho_orm_store._sql.tokens import TokenStatements
 
 ON_SERVERS = [route for route in BY_DRIVER if route.database in SERVERS]
 ENGINES_ON_SERVERS = [route for route in ENGINES if route.database in SERVERS]
@@ -200,7 +200,7 @@ class TestForks:
             for thread in threads:
                 thread.join()
 
-    @pytest.mark.parametrize("used_by_every_call", [Statements, SyncTokenRepository])
+    @pytest.mark.parametrize("used_by_every_call", [TokenStatements, TokenRepository])
     def test_no_call_takes_the_lock_of_a_cached_property_H1(self, used_by_every_call):
         """Before Python 3.12 all instances share it, and a fork copies it as it is: locked."""
         attributes = vars(used_by_every_call).items()

@@ -17,7 +17,7 @@ from shutil import which
 from threading import Event
 
 import pytest
-from conftest import CIPHER, empty, on_sqlite
+from conftest import CIPHER, empty, on_sqlite, operations
 from cryptography.fernet import Fernet
 from databases import DATABASES
 from sdk_tokens import FULL, known, make_token
@@ -26,25 +26,27 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from typer.testing import CliRunner
 
 from zoho_orm_store import (
+    AsyncTokenRepository,
     CipherError,
     ConfigurationError,
     DatabaseError,
     FernetCipher,
     MemoryTokenStore,
     SQLAlchemyTokenStore,
-    SyncTokenRepository,
     TokenRecord,
     TokenRepository,
     UndecryptableTokenError,
     metadata,
     provision,
 )
-from zoho_orm_store.cipher import MARK, SECRET_COLUMNS, Vault, generate_key, key_of
+from zoho_orm_store._digests import digests_of
+from zoho_orm_store._sdk.conversion import SDKException
+from zoho_orm_store._secrets import MARK, Secrets, key_id_of
 from zoho_orm_store.cli import app
-from zoho_orm_store.digests import digests_of
-from zoho_orm_store.importers import TokenTable
-from zoho_orm_store.record import MAX_LENGTHS
-from zoho_orm_store.sdk import SDKException
+from zoho_orm_store.encryption import generate_key
+from zoho_orm_store.records import FIELDS as ALL_FIELDS
+from zoho_orm_store.records import SECRETS
+from zoho_orm_store.transfer import TokenTable
 
 RECORD = TokenRecord(
     id="1",
@@ -99,21 +101,21 @@ on_each_database = pytest.mark.parametrize("connection", DATABASES, indirect=Tru
 
 
 def sealed(record, cipher):
-    return replace(record, **Vault(cipher).sealed(record))
+    return replace(record, **Secrets(cipher).encrypted(record))
 
 
 def opened(record, cipher):
     values = [getattr(record, name) for name in TokenRecord.__match_args__]
-    return Vault(cipher).opened(values)
+    return Secrets(cipher).decrypted(values)
 
 
 def pass_time(monkeypatch, seconds):
     later = time.monotonic() + seconds
-    monkeypatch.setattr("zoho_orm_store.cipher.monotonic", lambda: later)
+    monkeypatch.setattr("zoho_orm_store.encryption.monotonic", lambda: later)
 
 
 def columns(connection, *names):
-    selected = ", ".join(names or SECRET_COLUMNS)
+    selected = ", ".join(names or SECRETS)
     rows = connection.exec_driver_sql(f"SELECT {selected} FROM oauthtoken ORDER BY id")
     return [tuple(row) for row in rows]
 
@@ -121,32 +123,32 @@ def columns(connection, *names):
 class TestWhatIsStored:
     @on_each_database
     def test_secrets_are_encrypted_and_the_rest_is_not(self, connection):
-        SyncTokenRepository(connection, cipher=CIPHER).save(RECORD)
+        TokenRepository(connection, cipher=CIPHER).save(RECORD)
         [secrets] = columns(connection)
-        assert {key_of(value) for value in secrets} == {CIPHER.key_id}
+        assert {key_id_of(value) for value in secrets} == {CIPHER.key_id}
         assert columns(connection, "id", "user_name", "client_id", "expiry_time") == [
             ("1", RECORD.user_name, RECORD.client_id, RECORD.expiry_time)
         ]
 
     def test_the_same_secret_is_never_encrypted_to_the_same_text(self, connection):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
-        same = dict.fromkeys(SECRET_COLUMNS, "the same")
+        repository = TokenRepository(connection, cipher=CIPHER)
+        same = dict.fromkeys(SECRETS, "the same")
         repository.save(replace(RECORD, **same))
         repository.save(replace(RECORD, **same, id="2", user_name="bob"))
         assert len({value for row in columns(connection) for value in row}) == 8
 
     @on_each_database
     def test_the_longest_values_can_be_stored(self, connection):
-        longest = {name: "\U0001f511" * MAX_LENGTHS[name] for name in SECRET_COLUMNS}
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        longest = {name: "\U0001f511" * ALL_FIELDS[name].max_length for name in SECRETS}
+        repository = TokenRepository(connection, cipher=CIPHER)
         saved = repository.save(replace(RECORD, **longest))
         assert saved == repository.get("1")
-        assert {name: getattr(saved, name) for name in SECRET_COLUMNS} == longest
+        assert {name: getattr(saved, name) for name in SECRETS} == longest
 
     @pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
     @on_each_database
     def test_a_plain_value_that_looks_encrypted_comes_back_exactly_A2(self, connection, cipher):
-        repository = SyncTokenRepository(connection, cipher=cipher)
+        repository = TokenRepository(connection, cipher=cipher)
         for number, value in enumerate((MARK, f"{MARK}$", f"{MARK}{CIPHER.key_id}$x", "$zos")):
             lookalike = replace(RECORD, id=str(number), user_name=value, access_token=value)
             assert repository.save(lookalike).access_token == value
@@ -156,21 +158,21 @@ class TestWhatIsStored:
     @on_each_database
     def test_plain_and_encrypted_rows_stand_side_by_side(self, connection):
         plain, encrypting = (
-            SyncTokenRepository(connection),
-            SyncTokenRepository(connection, cipher=CIPHER),
+            TokenRepository(connection),
+            TokenRepository(connection, cipher=CIPHER),
         )
         plain.save(RECORD)
         encrypting.save(replace(RECORD, id="2", user_name="bob", refresh_token="1000.other"))
         assert [each.client_secret for each in encrypting.list()] == [RECORD.client_secret] * 2
         assert encrypting.find(TokenRecord(refresh_token="1000.refresh")).id == "1"
         encrypting.save(TokenRecord(id="1", access_token="1000.newer"))
-        assert encrypting.count_by_key() == {CIPHER.key_id: 2}
+        assert operations(CIPHER).count_by_key(connection) == {CIPHER.key_id: 2}
 
     def test_a_cipher_that_only_decrypts_leaves_new_values_plain(self, connection):
         keys = generate_key()
-        SyncTokenRepository(connection, cipher=FernetCipher(keys)).save(RECORD)
+        TokenRepository(connection, cipher=FernetCipher(keys)).save(RECORD)
         only_decrypts = FernetCipher(keys, encrypts=False)
-        repository = SyncTokenRepository(connection, cipher=only_decrypts)
+        repository = TokenRepository(connection, cipher=only_decrypts)
         assert repository.get("1").refresh_token == RECORD.refresh_token
         repository.save(TokenRecord(id="1", access_token="1000.newer"))
         assert columns(connection, "access_token", "refresh_token") == [
@@ -178,24 +180,21 @@ class TestWhatIsStored:
         ]
 
     def test_a_cipher_of_ones_own(self, connection):
-        repository = SyncTokenRepository(connection, cipher=ReversingCipher())
+        repository = TokenRepository(connection, cipher=ReversingCipher())
         assert repository.save(RECORD).client_secret == RECORD.client_secret
         assert repository.get("1").client_secret == RECORD.client_secret
-        assert repository.count_by_key() == {"projects/p/keys/k:1": 1}
+        assert operations(ReversingCipher()).count_by_key(connection) == {"projects/p/keys/k:1": 1}
 
     async def test_the_async_repository_encrypts_too(self, database):
         drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+asyncmy"}
         driver = drivers.get(database.get_backend_name(), "postgresql+asyncpg")
         engine = create_async_engine(database.set(drivername=driver))
         async with engine.begin() as connection:
-            repository = TokenRepository(connection, cipher=CIPHER)
+            repository = AsyncTokenRepository(connection, cipher=CIPHER)
             await repository.save(RECORD)
             assert (await repository.get("1")).grant_token == RECORD.grant_token
-            assert await repository.count_by_key() == {CIPHER.key_id: 1}
-            assert await repository.count_stale() == 0
-            assert (await repository.rekey()).last is None
             broken: list[UndecryptableTokenError] = []
-            without = TokenRepository(connection)
+            without = AsyncTokenRepository(connection)
             assert await without.list(on_undecryptable=broken.append) == []
             assert [each async for each in without.stream(on_undecryptable=broken.append)] == []
             assert [error.id for error in broken] == ["1", "1"]
@@ -206,9 +205,9 @@ class TestBoundToItsPlace:
     def test_what_is_in_its_place_opens(self):
         assert opened(sealed(RECORD, CIPHER), CIPHER) == RECORD
 
-    @pytest.mark.parametrize("column", SECRET_COLUMNS)
+    @pytest.mark.parametrize("column", SECRETS)
     def test_a_value_of_another_row_does_not(self, connection, column):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         repository.save(replace(RECORD, id="2", user_name="eve", refresh_token="1000.eves"))
         [(stolen,), _] = columns(connection, column)
@@ -219,7 +218,7 @@ class TestBoundToItsPlace:
             repository.get("2")
 
     def test_a_value_of_another_column_does_not(self, connection):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         connection.exec_driver_sql("UPDATE oauthtoken SET access_token = refresh_token")
         with pytest.raises(UndecryptableTokenError, match="access_token"):
@@ -227,23 +226,23 @@ class TestBoundToItsPlace:
 
     @pytest.mark.parametrize("column", ["id", "user_name", "client_id"])
     def test_a_row_that_is_given_another_holder_does_not(self, connection, column):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         connection.exec_driver_sql(f"UPDATE oauthtoken SET {column} = 'eve'")
         with pytest.raises(UndecryptableTokenError, match="changed by other means"):
             repository.get("eve" if column == "id" else "1")
 
     def test_a_value_of_another_tenant_does_not(self):
-        record = replace(RECORD, **Vault(CIPHER, ("tenant_id", "7")).sealed(RECORD))
+        record = replace(RECORD, **Secrets(CIPHER, ("tenant_id", "7")).encrypted(RECORD))
         values = [getattr(record, name) for name in TokenRecord.__match_args__]
-        assert Vault(CIPHER, ("tenant_id", "7")).opened(values) == RECORD
+        assert Secrets(CIPHER, ("tenant_id", "7")).decrypted(values) == RECORD
         with pytest.raises(UndecryptableTokenError):
-            Vault(CIPHER, ("tenant_id", "8")).opened(values)
+            Secrets(CIPHER, ("tenant_id", "8")).decrypted(values)
 
     @pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
     @on_each_database
     def test_a_row_that_is_given_anothers_identity_is_not_merged(self, connection, cipher):
-        repository = SyncTokenRepository(connection, cipher=cipher)
+        repository = TokenRepository(connection, cipher=cipher)
         repository.save(RECORD)
         eves = TokenRecord(user_name="eve", client_id=RECORD.client_id, access_token="1000.eve")
         update = "UPDATE oauthtoken SET identity = '{}'"
@@ -256,7 +255,7 @@ class TestBoundToItsPlace:
 
     @on_each_database
     def test_a_save_that_learns_the_user_seals_the_row_anew(self, connection):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository = TokenRepository(connection, cipher=CIPHER)
         saved = repository.save(replace(RECORD, id=None, user_name=None))
         repository.save(replace(RECORD, id=saved.id))
         assert repository.get(saved.id).user_name == RECORD.user_name
@@ -264,9 +263,9 @@ class TestBoundToItsPlace:
 
 class TestWhatDoesNotOpen:
     def test_without_a_cipher(self, connection):
-        SyncTokenRepository(connection, cipher=CIPHER).save(RECORD)
+        TokenRepository(connection, cipher=CIPHER).save(RECORD)
         with pytest.raises(UndecryptableTokenError) as raised:
-            SyncTokenRepository(connection).get("1")
+            TokenRepository(connection).get("1")
         assert str(raised.value) == (
             f"The client_secret of the token with id '1' is encrypted under the key "
             f"'{CIPHER.key_id}'. Pass cipher=FernetCipher(keys); on the command line, set "
@@ -277,8 +276,8 @@ class TestWhatDoesNotOpen:
         assert raised.value.record.client_secret is None
 
     def test_without_the_key(self, connection):
-        SyncTokenRepository(connection, cipher=CIPHER).save(RECORD)
-        other = SyncTokenRepository(connection, cipher=FernetCipher(generate_key()))
+        TokenRepository(connection, cipher=CIPHER).save(RECORD)
+        other = TokenRepository(connection, cipher=FernetCipher(generate_key()))
         for use in (
             lambda: other.get("1"),
             lambda: other.find(TokenRecord(refresh_token=RECORD.refresh_token)),
@@ -288,7 +287,7 @@ class TestWhatDoesNotOpen:
         ):
             with pytest.raises(UndecryptableTokenError, match="Add that key after the first one"):
                 use()
-        assert SyncTokenRepository(connection, cipher=CIPHER).get("1").grant_token is not None
+        assert TokenRepository(connection, cipher=CIPHER).get("1").grant_token is not None
 
     @pytest.mark.parametrize(
         "garbled",
@@ -303,7 +302,7 @@ class TestWhatDoesNotOpen:
         ],
     )
     def test_garbled(self, connection, garbled):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         [(whole,)] = columns(connection, "access_token")
         value = garbled.format(whole=whole, key=CIPHER.key_id)
@@ -314,7 +313,7 @@ class TestWhatDoesNotOpen:
 
     @on_each_database
     def test_one_such_row_does_not_hide_the_others(self, connection):
-        repository = SyncTokenRepository(connection, cipher=CIPHER)
+        repository = TokenRepository(connection, cipher=CIPHER)
         for number in range(5):
             repository.save(replace(RECORD, id=str(number), user_name=str(number)))
         connection.exec_driver_sql("UPDATE oauthtoken SET grant_token = '$zos1$' WHERE id = '2'")
@@ -349,8 +348,8 @@ class TestWhatDoesNotOpen:
     def test_a_cipher_that_fails_is_named_and_its_message_is_not_shown_G3(
         self, connection, failure
     ):
-        SyncTokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
-        repository = SyncTokenRepository(connection, cipher=ReversingCipher(failure=failure))
+        TokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
+        repository = TokenRepository(connection, cipher=ReversingCipher(failure=failure))
         for use in (lambda: repository.get("1"), lambda: repository.save(RECORD)):
             with pytest.raises(CipherError) as raised:
                 use()
@@ -359,20 +358,25 @@ class TestWhatDoesNotOpen:
 
     def test_a_key_id_that_cannot_be_stored(self, connection):
         with pytest.raises(ConfigurationError, match="cannot be stored"):
-            SyncTokenRepository(connection, cipher=ReversingCipher("a$b")).save(RECORD)
+            TokenRepository(connection, cipher=ReversingCipher("a$b")).save(RECORD)
 
     @pytest.mark.parametrize("key_id", [7, b"k", ["k"]])
     def test_a_key_id_that_is_no_text(self, connection, key_id):
-        repository = SyncTokenRepository(connection, cipher=ReversingCipher(key_id))
-        for use in (lambda: repository.save(RECORD), repository.rekey, repository.count_stale):
-            with pytest.raises(CipherError, match="failed with TypeError when it was to name its"):
+        repository = TokenRepository(connection, cipher=ReversingCipher(key_id))
+        tokens = operations(ReversingCipher(key_id))
+        for use in (
+            lambda: repository.save(RECORD),
+            lambda: tokens.rotate_batch(connection, "", 100),
+            lambda: tokens.count_not_rotated(connection),
+        ):
+            with pytest.raises(CipherError, match="failed with TypeError when asked to name its"):
                 use()
 
     @pytest.mark.parametrize("made", [None, b"bytes", 7, "", "é", "\udc80", "x" * 65_465])
     def test_what_encrypt_makes_and_cannot_be_stored(self, connection, made):
         cipher = ReversingCipher()
         cipher.encrypt = lambda plaintext, key_id: made
-        repository = SyncTokenRepository(connection, cipher=cipher)
+        repository = TokenRepository(connection, cipher=cipher)
         with pytest.raises(CipherError, match=r"ReversingCipher.* client_secret"):
             repository.save(RECORD)
         assert repository.count() == 0
@@ -381,24 +385,24 @@ class TestWhatDoesNotOpen:
     def test_the_longest_that_encrypt_may_make(self, connection):
         cipher = ReversingCipher("k" * 64)
         cipher.encrypt = lambda plaintext, key_id: "x" * 65_464
-        repository = SyncTokenRepository(connection, cipher=cipher)
+        repository = TokenRepository(connection, cipher=cipher)
         with pytest.raises(UndecryptableTokenError):  # which it is, once it is stored
             repository.save(TokenRecord(id="1", access_token="a"))
         assert [len(value) for value in columns(connection, "access_token")[0]] == [65_535]
 
     @pytest.mark.parametrize("made", [bytes.hex, lambda text: text[:32] + b"\xff", list, len])
     def test_what_decrypt_makes_and_is_no_text(self, connection, made):
-        SyncTokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
+        TokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
         cipher = ReversingCipher()
         genuine = cipher.decrypt
         cipher.decrypt = lambda ciphertext, key_id: made(genuine(ciphertext, key_id))
         with pytest.raises(CipherError, match="client_secret of the token with id '1'") as raised:
-            SyncTokenRepository(connection, cipher=cipher).get("1")
+            TokenRepository(connection, cipher=cipher).get("1")
         assert not isinstance(raised.value, UndecryptableTokenError)
 
     def test_a_ciphertext_that_is_cut_short_hides_no_other(self, connection):
         """An envelope's base64 then raises a ValueError, as bytes.fromhex does here."""
-        repository = SyncTokenRepository(connection, cipher=ReversingCipher())
+        repository = TokenRepository(connection, cipher=ReversingCipher())
         for number in range(3):
             repository.save(replace(RECORD, id=str(number), user_name=str(number)))
         cut = "UPDATE oauthtoken SET access_token = substr(access_token, 1, 40) WHERE id = '1'"
@@ -406,13 +410,15 @@ class TestWhatDoesNotOpen:
         broken: list[UndecryptableTokenError] = []
         assert [each.id for each in repository.list(on_undecryptable=broken.append)] == ["0", "2"]
         assert "access_token of the token with id '1' is garbled" in str(broken[0])
-        repository = SyncTokenRepository(connection, cipher=ReversingCipher("another:key"))
-        assert [error.id for error in repository.rekey().undecryptable] == ["0", "1", "2"]
+        repository = TokenRepository(connection, cipher=ReversingCipher("another:key"))
+        assert [
+            error.id for error in operations(CIPHER).rotate_batch(connection, "", 100).undecryptable
+        ] == ["0", "1", "2"]
 
     def test_a_key_service_that_is_down_is_no_garbled_row(self, connection):
-        SyncTokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
+        TokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
         down = ReversingCipher(failure=ConnectionError("1000.secret"))
-        repository = SyncTokenRepository(connection, cipher=down)
+        repository = TokenRepository(connection, cipher=down)
         for use in (lambda: repository.get("1"), lambda: repository.list(on_undecryptable=print)):
             with pytest.raises(CipherError, match="client_secret of the token with id '1'") as e:
                 use()
@@ -430,7 +436,7 @@ class TestKeys:
         old, new = generate_key(), generate_key()
         cipher = FernetCipher([new, old])
         assert cipher.key_ids == (FernetCipher(new).key_id, FernetCipher(old).key_id)
-        assert key_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
+        assert key_id_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
         assert opened(sealed(RECORD, FernetCipher(old)), cipher) == RECORD
         assert opened(sealed(RECORD, cipher), FernetCipher([old, new])) == RECORD
 
@@ -531,9 +537,9 @@ class TestKeys:
         keys, calls = [old], []
         cipher = FernetCipher(lambda: (calls.append(1), keys)[1])
         keys = [new, old]
-        assert key_of(sealed(RECORD, cipher).access_token) == FernetCipher(old).key_id
+        assert key_id_of(sealed(RECORD, cipher).access_token) == FernetCipher(old).key_id
         pass_time(monkeypatch, 61)
-        assert key_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
+        assert key_id_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
         assert len(calls) == 2
         assert opened(sealed(RECORD, FernetCipher(old)), cipher) == RECORD
 
@@ -578,8 +584,8 @@ class TestWhatIsNoCipher:
     def test_it_is_refused_at_construction(self, given):
         for make in (
             lambda: SQLAlchemyTokenStore("sqlite://", cipher=given),
-            lambda: SyncTokenRepository(None, cipher=given),
             lambda: TokenRepository(None, cipher=given),
+            lambda: AsyncTokenRepository(None, cipher=given),
             lambda: TokenTable("sqlite://", cipher=given),
         ):
             message = "must be an object with key_id, encrypt, dec"
@@ -627,7 +633,7 @@ def test_a_stolen_database_holds_no_secret(empty_database, cipher):
     is_sqlite = empty_database.get_backend_name() == "sqlite"
     with SQLAlchemyTokenStore(empty_database, cipher=cipher, create_schema=True) as store:
         if is_sqlite:
-            store._binding.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode=WAL"))
+            store._database.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode=WAL"))
         for number in range(50):
             values = {
                 name: f"1000.{name}.{number:064x}"
@@ -650,7 +656,7 @@ class TestFiles:
         path = tmp_path / "tokens.db"
         with SQLAlchemyTokenStore(url.format(path)) as store:
             store.save_token(make_token(**FULL))
-            store._binding.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode=WAL"))
+            store._database.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode=WAL"))
             store.save_token(make_token(**FULL))
             files = sorted(tmp_path.iterdir())
             assert [file.name for file in files] == ["tokens.db", "tokens.db-shm", "tokens.db-wal"]

@@ -9,11 +9,10 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import methodcaller
 from pathlib import Path
 
 import pytest
-from conftest import CIPHER, empty, on_sqlite
+from conftest import CIPHER, empty, on_sqlite, operations
 from databases import SERVERS
 from sqlalchemy import create_engine, event, insert, make_url, text
 from test_cipher import RECORD
@@ -24,15 +23,16 @@ from zoho_orm_store import (
     FernetCipher,
     SQLAlchemyTokenStore,
     StoredToken,
-    SyncTokenRepository,
     TokenRecord,
+    TokenRepository,
     provision,
 )
-from zoho_orm_store.cipher import Vault, generate_key
+from zoho_orm_store._digests import digests_of
+from zoho_orm_store._secrets import Secrets
 from zoho_orm_store.cli import app
-from zoho_orm_store.digests import digests_of
-from zoho_orm_store.keys import RekeySummary, rekey_tokens
-from zoho_orm_store.record import utc_now
+from zoho_orm_store.encryption import generate_key
+from zoho_orm_store.records import utc_now
+from zoho_orm_store.rotation import RotationSummary, rotate_keys
 
 OLD, NEW = generate_key(), generate_key()
 ROTATION_WORKER = str(Path(__file__).parent / "rotation_worker.py")
@@ -43,7 +43,7 @@ DOES_NOT_ENCRYPT, HAS_THE_OLD_KEY_FIRST = 6, 7
 
 def fill(url, rows, cipher, user=lambda number: f"user {number}"):
     """Store so many tokens, encrypted under a cipher, faster than one by one."""
-    vault, now = Vault(cipher), utc_now()
+    vault, now = Secrets(cipher), utc_now()
     engine = create_engine(url)
     values = []
     for number in range(rows):
@@ -58,18 +58,36 @@ def fill(url, rows, cipher, user=lambda number: f"user {number}"):
             updated_at=now,
         )
         row = {name: getattr(record, name) for name in TokenRecord.__match_args__}
-        values.append(row | vault.sealed(record) | digests_of(record))
+        values.append(row | vault.encrypted(record) | digests_of(record))
     with engine.begin() as connection:
         connection.execute(insert(StoredToken), values)
     engine.dispose()
 
 
-def read(url, cipher, work):
+def read(url, work):
     engine = create_engine(url)
     with engine.connect() as connection:
-        result = work(SyncTokenRepository(connection, cipher=cipher))
+        result = work(connection)
     engine.dispose()
     return result
+
+
+def tokens_of(url, cipher):
+    """A repository, each of whose methods works on a connection of its own."""
+
+    class Tokens:
+        def __getattr__(self, name):
+            return lambda *args: read(
+                url,
+                lambda connection: getattr(TokenRepository(connection, cipher=cipher), name)(*args),
+            )
+
+    return Tokens()
+
+
+def save_record(store, record):
+    with store.transaction() as tokens:
+        tokens.save(record)
 
 
 def start(program, url, *arguments, keys):
@@ -84,32 +102,32 @@ def start(program, url, *arguments, keys):
 
 
 def by_key(url):
-    return read(url, None, lambda repository: repository.count_by_key())
+    return read(url, operations().count_by_key)
 
 
 class TestRekeying:
     def test_every_token_comes_under_the_first_key(self, database):
         fill(database, 250, FernetCipher(OLD))
         with SQLAlchemyTokenStore(database) as plain:
-            plain._write(methodcaller("save", replace(RECORD, id="plain")))
-        before = read(database, FernetCipher(OLD), lambda repository: repository.list())
+            save_record(plain, replace(RECORD, id="plain"))
+        before = tokens_of(database, FernetCipher(OLD)).list()
         progress = []
         cipher = FernetCipher([NEW, OLD])
-        summary = rekey_tokens(database, cipher, on_progress=lambda *done: progress.append(done))
+        summary = rotate_keys(database, cipher, on_progress=lambda *done: progress.append(done))
         assert summary == (251, 0, ())
         assert progress[-1] == (251, 251)
         assert by_key(database) == {cipher.key_id: 251}
-        after = read(database, FernetCipher(NEW), lambda repository: repository.list())
+        after = tokens_of(database, FernetCipher(NEW)).list()
         assert after == before, "a token has changed, or the time when it was saved"
-        assert rekey_tokens(database, cipher) == (0, 0, ())
+        assert rotate_keys(database, cipher) == (0, 0, ())
 
     @on_sqlite
     def test_back_to_plain_text(self, database):
         fill(database, 150, FernetCipher(OLD))
-        summary = rekey_tokens(database, FernetCipher(OLD, encrypts=False))
+        summary = rotate_keys(database, FernetCipher(OLD, encrypts=False))
         assert summary == (150, 0, ())
         assert by_key(database) == {None: 150}
-        assert read(database, None, lambda repository: repository.get(f"{7:032x}")).refresh_token
+        assert tokens_of(database, None).get(f"{7:032x}").refresh_token
 
     @on_sqlite
     def test_what_no_key_opens_is_left_as_it_is_and_named(self, database):
@@ -121,8 +139,8 @@ class TestRekeying:
                 {"id": f"{7:032x}"},
             )
         engine.dispose()
-        summary = rekey_tokens(database, FernetCipher([NEW, OLD]))
-        assert (summary.number, summary.left) == (119, 1)
+        summary = rotate_keys(database, FernetCipher([NEW, OLD]))
+        assert (summary.rotated, summary.left) == (119, 1)
         assert [error.id for error in summary.undecryptable] == [f"{7:032x}"]
         assert by_key(database)[FernetCipher(OLD).key_id] == 1
 
@@ -132,7 +150,7 @@ class TestRekeying:
         with engine.begin() as connection:
             connection.execute(text("UPDATE oauthtoken SET grant_token = ''"))
         engine.dispose()
-        assert rekey_tokens(database, CIPHER) == (3, 0, ())
+        assert rotate_keys(database, CIPHER) == (3, 0, ())
 
     @pytest.mark.parametrize("name", SERVERS)  # SQLite has one writer at a time.
     def test_a_token_that_is_saved_after_it_was_read_is_not_overwritten(self, name, provisioned):
@@ -144,11 +162,11 @@ class TestRekeying:
         saved = TokenRecord(id=f"{2:032x}", access_token="1000.meanwhile")
         meanwhile = saved_before_the_update(engine, url, FernetCipher(OLD), saved)
         with meanwhile, engine.begin() as connection:
-            assert SyncTokenRepository(connection, cipher=cipher).rekey().number == 4
+            assert operations(cipher).rotate_batch(connection, "", 100).rotated == 4
         engine.dispose()
         assert by_key(url) == {cipher.key_id: 4, FernetCipher(OLD).key_id: 1}
-        assert rekey_tokens(url, cipher) == (1, 0, ())
-        found = read(url, cipher, lambda repository: repository.get(saved.id))
+        assert rotate_keys(url, cipher) == (1, 0, ())
+        found = tokens_of(url, cipher).get(saved.id)
         assert found.access_token == "1000.meanwhile"
 
     @pytest.mark.parametrize("name", SERVERS)
@@ -166,16 +184,16 @@ class TestRekeying:
         empty(url)
         plain = replace(RECORD, user_name=None, client_id=None, access_token="1000.a0")
         with SQLAlchemyTokenStore(url) as store:
-            store._write(methodcaller("save", plain))
+            save_record(store, plain)
         engine = create_engine(url)
         cipher = FernetCipher(OLD)
         meanwhile = saved_before_the_update(engine, url, other, TokenRecord(id="1", **learned))
         with meanwhile, engine.begin() as connection:
-            SyncTokenRepository(connection, cipher=cipher).rekey()
+            operations(cipher).rotate_batch(connection, "", 100)
         engine.dispose()
         assert by_key(url) == {None: 1}
-        assert rekey_tokens(url, cipher) == (1, 0, ())
-        found = read(url, cipher, lambda repository: repository.get("1"))
+        assert rotate_keys(url, cipher) == (1, 0, ())
+        found = tokens_of(url, cipher).get("1")
         assert found.refresh_token == RECORD.refresh_token
         assert {name: getattr(found, name) for name in learned} == learned
 
@@ -200,7 +218,7 @@ def test_no_plain_text_stays_in_a_sqlite_file(tmp_path, journal):
         assert other.exec_driver_sql("PRAGMA secure_delete").scalar() == 0
         other.rollback()
         assert b"1000.r499" in files()
-        rekey_tokens(engine, CIPHER)
+        rotate_keys(engine, CIPHER)
         assert b"1000." not in files().replace(RECORD.client_id.encode(), b"")
         assert RECORD.client_secret.encode() not in files()
     with engine.connect() as connection:
@@ -217,7 +235,7 @@ def test_a_reader_that_stays_does_not_keep_a_rotation_from_ending(tmp_path):
         reader.exec_driver_sql("PRAGMA journal_mode = WAL")
         reader.exec_driver_sql("BEGIN")
         reader.exec_driver_sql("SELECT * FROM oauthtoken").all()
-        assert rekey_tokens(url, CIPHER) == (3, 0, ())
+        assert rotate_keys(url, CIPHER) == (3, 0, ())
     engine.dispose()
 
 
@@ -229,7 +247,7 @@ def saved_before_the_update(engine, url, cipher, record):
     def save_meanwhile(connection, cursor, statement, *_):
         if statement.startswith("UPDATE") and due:
             with SQLAlchemyTokenStore(url, cipher=cipher) as store:
-                store._write(methodcaller("save", due.pop()))
+                save_record(store, due.pop())
 
     event.listen(engine, "before_cursor_execute", save_meanwhile)
     yield
@@ -266,20 +284,20 @@ def test_a_killed_rotation_is_gone_on_with_beside_workers(database, rows, worker
     killed = start([ROTATION_WORKER], database, str(rows // 4), keys=keys)
     killed.communicate(timeout=100)
     assert killed.returncode == -signal.SIGKILL
-    left = read(database, FernetCipher(keys), lambda repository: repository.count_stale())
+    left = read(database, operations(FernetCipher(keys)).count_not_rotated)
     assert 0 < left < rows, "it was to be killed in the middle"
 
-    summary = rekey_tokens(database, FernetCipher(keys))
+    summary = rotate_keys(database, FernetCipher(keys))
     assert summary.undecryptable == ()  # What two workers have saved behind it may be left.
     ended = [worker.communicate("") for worker in running]
     assert [error for _, error in ended if error] == []
     saved = [line for lines, _ in ended for line in lines.splitlines()]
     assert [line for line in saved if not line.startswith("SAVED ")] == []
     assert all(int(line.split()[1]) > saves for line in saved), saved
-    summary = rekey_tokens(database, FernetCipher(keys))
+    summary = rotate_keys(database, FernetCipher(keys))
     assert (summary.left, summary.undecryptable) == (0, ())
     assert by_key(database) == {FernetCipher(NEW).key_id: rows}
-    assert read(database, FernetCipher(NEW), lambda repository: repository.count()) == rows
+    assert tokens_of(database, FernetCipher(NEW)).count() == rows
 
 
 class TestCommands:
@@ -338,8 +356,8 @@ class TestCommands:
 
     @on_sqlite
     def test_what_is_left_by_workers_that_go_on_encrypting(self, run, monkeypatch):
-        left = RekeySummary(0, 3, ())
-        monkeypatch.setattr("zoho_orm_store.keys.rekey_tokens", lambda *_, **__: left)
+        left = RotationSummary(0, 3, ())
+        monkeypatch.setattr("zoho_orm_store.rotation.rotate_keys", lambda *_, **__: left)
         told = run("decrypt", "--yes", keys=[OLD]).stderr
         assert told == (
             "3 tokens were saved meanwhile by workers that still encrypt. "
@@ -383,7 +401,7 @@ class TestCommands:
     def test_list_and_show_and_delete_and_doctor_without_the_key(self, run, database):
         fill(database, 2, FernetCipher(OLD))
         with SQLAlchemyTokenStore(database) as plain:
-            plain._write(methodcaller("save", replace(RECORD, id="plain")))
+            save_record(plain, replace(RECORD, id="plain"))
         listed = run("list")
         assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [
             f"{0:032x}",
@@ -439,7 +457,7 @@ class TestCommands:
 def test_a_downgrade_gives_plain_text_back_that_looks_encrypted_A2(database):
     looks_encrypted = {"access_token": "$zos1$abc", "refresh_token": "$zos1$$", "grant_token": "$"}
     with SQLAlchemyTokenStore(database) as store:
-        store._write(methodcaller("save", replace(RECORD, **looks_encrypted)))
+        save_record(store, replace(RECORD, **looks_encrypted))
     provision.downgrade(database)
     engine = create_engine(database)
     with engine.connect() as connection:
@@ -455,7 +473,7 @@ def test_a_downgrade_gives_plain_text_back_that_looks_encrypted_A2(database):
 @pytest.mark.parametrize("cipher", [None, FernetCipher(OLD)], ids=["plain", "encrypted"])
 def test_a_table_that_was_restored_without_its_version_is_taken_as_it_is(database, cipher):
     fill(database, 3, cipher)
-    before = read(database, cipher, lambda repository: repository.list())
+    before = tokens_of(database, cipher).list()
     engine = create_engine(database)
     with engine.begin() as connection:
         for table in ("zoho_orm_store_version", "oauthtoken_refresh_lease"):
@@ -463,7 +481,7 @@ def test_a_table_that_was_restored_without_its_version_is_taken_as_it_is(databas
     engine.dispose()
     provision.upgrade(database)
     provision.check(database)
-    assert read(database, cipher, lambda repository: repository.list()) == before
+    assert tokens_of(database, cipher).list() == before
 
 
 def test_a_downgrade_refuses_encrypted_tokens_and_loses_none(database):
@@ -472,7 +490,7 @@ def test_a_downgrade_refuses_encrypted_tokens_and_loses_none(database):
         provision.downgrade(database)
     assert provision.current(database) == "zoho_orm_store_0002"
     assert by_key(database) == {FernetCipher(OLD).key_id: 3}
-    rekey_tokens(database, FernetCipher(OLD, encrypts=False))
+    rotate_keys(database, FernetCipher(OLD, encrypts=False))
     provision.downgrade(database)
     provision.upgrade(database)
     assert by_key(database) == {None: 3}
