@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 
 import pytest
+from greenlet import greenlet
 
 from zoho_orm_store import ConfigurationError, RefreshFailedError, RefreshPolicy, TokenRecord
 from zoho_orm_store._refresh.coordinator import Clock, RefreshCoordinator, Settled
@@ -330,6 +331,15 @@ def test_a_task_is_a_caller_of_its_own(world):
         return await asyncio.gather(*(call() for _ in range(4)))
 
     assert asyncio.run(calls()) == [True, False, False, False]
+
+
+def test_a_greenlet_is_a_caller_of_its_own_without_any_patch_H5(world):
+    process = world.process(wait=0)
+
+    def call():
+        return is_to_refresh(process.settle(EXPIRED, None, lambda: EXPIRED, ()))
+
+    assert [greenlet(call).switch() for _ in range(4)] == [True, False, False, False]
 
 
 def test_of_the_tasks_that_inherit_a_lease_one_goes_on_with_it(world):

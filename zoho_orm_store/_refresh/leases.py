@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
+from zoho_orm_store._refresh.rules import Holder
 from zoho_orm_store._sql import leases as sql
 from zoho_orm_store.errors import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import Connection, Table
 
-    from zoho_orm_store._refresh.rules import Holder
+    from zoho_orm_store._database.database import Database
 
-__all__ = ["Database", "DatabaseLeases"]
-
-T = TypeVar("T")
-
-
-class Database(Protocol):
-    """Runs ``work(connection, *args)``, in a transaction that is retried as a whole."""
-
-    def read(self, work: Callable[..., T], *args: object) -> T: ...
-
-    def write(self, work: Callable[..., T], *args: object) -> T: ...
+__all__ = ["DatabaseLeases"]
 
 
 class DatabaseLeases:
@@ -40,7 +29,8 @@ class DatabaseLeases:
         self._table = table
 
     def holder(self, key: str) -> Holder | None:
-        return self._database.read(sql.holder, self._table, key)
+        row = self._database.read(sql.holder, self._table, key)
+        return None if row is None else Holder(*row)
 
     def take(
         self, key: str, seen: Holder | None, owner: str, failures: int, seconds: float

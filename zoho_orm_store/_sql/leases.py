@@ -24,11 +24,15 @@ from sqlalchemy import (
     update,
 )
 
-from zoho_orm_store._refresh.rules import FREE, Holder
-from zoho_orm_store._sql.dialects import insert_unless_present, server_clock
+from zoho_orm_store._sql.dialects import insert_unless_present, limit_lock_wait, server_clock
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from sqlalchemy import ColumnElement, Connection, Table
+
+    HolderRow: TypeAlias = tuple[str, int, float]
+    """A lease's owner, its failures in a row, and the seconds until it ends."""
 
 __all__ = ["LeaseStatements", "fail", "holder", "lease_statements_for", "release", "sweep", "take"]
 
@@ -36,6 +40,8 @@ _SWEPT_AFTER = 60_000
 """Milliseconds after its end from which a lease is removed."""
 
 _SWEPT_AT_ONCE = 100
+_NOBODY = ""
+"""The owner of a lease whose refresh has failed."""
 
 
 class LeaseStatements:
@@ -88,7 +94,7 @@ class LeaseStatements:
         self.fail = (
             update(table)
             .where(is_owned)
-            .values(owner=literal(FREE), failures=columns.failures + 1, expires_at=now)
+            .values(owner=literal(_NOBODY), failures=columns.failures + 1, expires_at=now)
         )
         self.long_ended = select(columns.key).where(has_long_ended).limit(_SWEPT_AT_ONCE)
         is_among = columns.key.in_(bindparam("keys", expanding=True))
@@ -106,20 +112,20 @@ def lease_statements_for(table: Table, dialect_name: str) -> LeaseStatements:
     return LeaseStatements(table, dialect_name)
 
 
-def holder(connection: Connection, table: Table, key: str) -> Holder | None:
+def holder(connection: Connection, table: Table, key: str) -> HolderRow | None:
     """Return who has a lease, or that its last refresh failed; ``None`` if it was released."""
     statements = _statements(connection, table)
     row = connection.execute(statements.holder, {"lease_key": key, **statements.clock()}).first()
     if row is None:
         return None
-    return Holder(row.owner, row.failures, (row.expires_at - row.now) / 1000)
+    return row.owner, row.failures, (row.expires_at - row.now) / 1000
 
 
 def take(
     connection: Connection,
     table: Table,
     key: str,
-    seen: Holder | None,
+    seen: HolderRow | None,
     owner: str,
     failures: int,
     seconds: float,
@@ -146,10 +152,11 @@ def take(
         "milliseconds": int(seconds * 1000),
         **statements.clock(),
     }
+    limit_lock_wait(connection)
     if seen is None:
         insert_unless_present(connection, table, parameters, statements.new_lease)
         return bool(connection.scalar(statements.owner, {"lease_key": key}) == owner)
-    parameters |= {"seen_owner": seen.owner, "seen_failures": seen.failures}
+    parameters["seen_owner"], parameters["seen_failures"], _ = seen
     return connection.execute(statements.take_seen, parameters).rowcount > 0
 
 
