@@ -80,7 +80,7 @@ class RotatedBatch(NamedTuple):
 
     Attributes:
         last: The id after which to go on, or ``None`` at the end.
-        rotated: How many tokens were encrypted anew. With asyncpg, which does not tell, tokens
+        rotated: How many tokens were re-encrypted. With asyncpg, which does not tell, tokens
             that were saved meanwhile are counted too.
         undecryptable: Why other tokens were left as they are.
     """
@@ -244,7 +244,7 @@ class TokenOperations:
     # -- Rotating keys ----------------------------------------------------------------------------
 
     def rotate_batch(self, connection: Connection, after: str, limit: int) -> RotatedBatch:
-        """Encrypt tokens anew under the cipher's present key, except those that already are.
+        """Re-encrypt the tokens that are not yet under the cipher's present key.
 
         A token that somebody saves meanwhile is left as it was saved.
 
@@ -426,7 +426,7 @@ class TokenOperations:
             return without_frames(error)
 
     def _decrypted_in_scope(self, row: Row[Any]) -> TokenRecord | UndecryptableTokenError:
-        """The record of a row, if the row is this scope's: only then may it be bound to it anew."""
+        """The record of a row, if the row is this scope's: only then may it be re-encrypted."""
         record = self._decrypted_or_error(row[: len(RECORD_COLUMNS)])
         if isinstance(record, TokenRecord) and self._identity(record) != row.identity:
             return misplaced(record)

@@ -22,7 +22,7 @@ from zoho_orm_store._matching import (
 from zoho_orm_store._refresh.coordinator import Settled
 from zoho_orm_store._sdk.adapter import TokenStoreAdapter
 from zoho_orm_store._sdk.conversion import token_from
-from zoho_orm_store.records import utc_now
+from zoho_orm_store.records import check_text, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,7 @@ class MemoryTokenStore(TokenStoreAdapter):
         self._lock = RLock()
 
     def _get(self, id_: str) -> Settled:
+        check_text("id", id_)
         return Settled(next((record for record in self._records if record.id == id_), None))
 
     def _find(self, asked: TokenRecord) -> Settled:
@@ -98,6 +99,7 @@ class MemoryTokenStore(TokenStoreAdapter):
         return saved
 
     def _delete(self, id_: str) -> None:
+        check_text("id", id_)
         with self._lock:
             self._records = [record for record in self._records if record.id != id_]
 

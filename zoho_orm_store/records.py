@@ -194,7 +194,14 @@ def parse_expiry(value: object) -> int | None:
 def is_storable(name: str, value: str) -> bool:
     """Whether a text field can be stored with this value. A lookup by any other finds nothing."""
     limit = FIELDS[name].max_length
-    return (limit is None or len(value) <= limit) and _is_exact_text(value)
+    if limit is not None and len(value) > limit:
+        return False
+    if value.isascii():
+        return "\0" not in value
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def utc_now() -> datetime:
@@ -205,12 +212,3 @@ def utc_now() -> datetime:
 def mask(secret: object) -> str:
     """Show that a secret is known, and its last four characters if it has at least twelve."""
     return f"'…{secret[-4:]}'" if isinstance(secret, str) and len(secret) >= 12 else "'…'"
-
-
-def _is_exact_text(value: str) -> bool:
-    if value.isascii():
-        return "\0" not in value
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:
-        return False

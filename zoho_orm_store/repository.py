@@ -1,12 +1,12 @@
 """Stored tokens inside an application's own session and transaction.
 
-Neither repository ever commits or rolls back: whoever owns the transaction does. Neither takes
+Neither repository ever commits or rolls back: the owner of the transaction does. Neither takes
 or waits for a refresh lease.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
@@ -36,16 +36,70 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncTokenRepository", "StoreTransaction", "TokenRepository"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _PAGE = 1000
+_SYNCHRONOUS = (Session, scoped_session, Connection)
+_ASYNCHRONOUS = (AsyncSession, async_scoped_session, AsyncConnection)
 
 _checked: WeakSet[Engine] = WeakSet()
 """The engines on whose databases the tables have our revision, or none."""
 
 
-class TokenRepository:
+class _Repository(Generic[S]):
+    _kinds: ClassVar[tuple[type, ...]]
+    _registry: ClassVar[type[Any]]
+
+    @our_errors
+    def __init__(
+        self,
+        session: S,
+        *,
+        model: type[StoredTokenMixin] = StoredToken,
+        scope: Mapping[str, object] | None = None,
+        cipher: TokenCipher | None = None,
+    ) -> None:
+        self._model = model
+        self._operations = TokenOperations.of_model(model, scope, cipher)
+        self._session = self._checked(session)
+
+    @classmethod
+    def _of(
+        cls, session: object, model: type[StoredTokenMixin], operations: TokenOperations
+    ) -> Self:
+        """A repository with a store's operations."""
+        self = cls.__new__(cls)
+        self._model = model
+        self._operations = operations
+        self._session = self._checked(session)
+        return self
+
+    def _checked(self, given: Any) -> Any:  # noqa: ANN401
+        """The session or connection behind what was given.
+
+        Raises:
+            ConfigurationError: It is something else.
+        """
+        session = given() if isinstance(given, self._registry) else given
+        if isinstance(session, self._kinds):
+            return session
+        name = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        if isinstance(given, _SYNCHRONOUS):
+            advice = f"an asynchronous session. Pass the {name} to TokenRepository"
+        elif isinstance(given, _ASYNCHRONOUS):
+            advice = f"a synchronous session. Pass the {name} to AsyncTokenRepository"
+        else:
+            names = [kind.__name__ for kind in (*self._kinds, self._registry)]
+            advice = (
+                f"a {', a '.join(names[:-1])} or a {names[-1]}, not {name}. From a factory or an "
+                f"engine, make one first, such as {names[0]}(engine)"
+            )
+        raise ConfigurationError(f"The {type(self).__name__} works on {advice}.")
+
+
+class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"]):
     """Stored tokens, through a session or a connection of the application's.
 
     Every method works inside the transaction that the session or connection is in, or begins one
@@ -66,29 +120,8 @@ class TokenRepository:
             does not fit it, or the cipher is not a `TokenCipher`.
     """
 
-    @our_errors
-    def __init__(
-        self,
-        session: Session | scoped_session[Any] | Connection,
-        *,
-        model: type[StoredTokenMixin] = StoredToken,
-        scope: Mapping[str, object] | None = None,
-        cipher: TokenCipher | None = None,
-    ) -> None:
-        self._model = model
-        self._operations = TokenOperations.of_model(model, scope, cipher)
-        self._session = _session_or_connection(session)
-
-    @classmethod
-    def _of(
-        cls, session: object, model: type[StoredTokenMixin], operations: TokenOperations
-    ) -> Self:
-        """A repository with a store's operations."""
-        self = cls.__new__(cls)
-        self._session = _session_or_connection(session)
-        self._model = model
-        self._operations = operations
-        return self
+    _kinds = (Session, Connection)
+    _registry = scoped_session
 
     def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
         """Return the token with an id, or ``None``.
@@ -243,7 +276,7 @@ class TokenRepository:
         return connection
 
     def _expire_loaded(self) -> None:
-        """Let the session load anew what it holds of the table, which changed beneath it."""
+        """Make the session reload its objects of this table, which changed without it."""
         if isinstance(self._session, Session):
             for loaded in self._session.identity_map.values():
                 if isinstance(loaded, self._model):
@@ -271,7 +304,9 @@ class StoreTransaction(TokenRepository):
         """There is no session that holds objects."""
 
 
-class AsyncTokenRepository:
+class AsyncTokenRepository(
+    _Repository["AsyncSession | async_scoped_session[Any] | AsyncConnection"]
+):
     """Stored tokens, through an async session or an async connection of the application's.
 
     The methods are those of `TokenRepository`, to be awaited, and work inside the application's
@@ -287,28 +322,8 @@ class AsyncTokenRepository:
         ConfigurationError: See `TokenRepository`.
     """
 
-    @our_errors
-    def __init__(
-        self,
-        session: AsyncSession | async_scoped_session[Any] | AsyncConnection,
-        *,
-        model: type[StoredTokenMixin] = StoredToken,
-        scope: Mapping[str, object] | None = None,
-        cipher: TokenCipher | None = None,
-    ) -> None:
-        self._model = model
-        self._operations = TokenOperations.of_model(model, scope, cipher)
-        self._session = _async_session_or_connection(session)
-
-    @classmethod
-    def _of(
-        cls, session: object, model: type[StoredTokenMixin], operations: TokenOperations
-    ) -> Self:
-        self = cls.__new__(cls)
-        self._session = _async_session_or_connection(session)
-        self._model = model
-        self._operations = operations
-        return self
+    _kinds = (AsyncSession, AsyncConnection)
+    _registry = async_scoped_session
 
     async def get(self, id: str) -> TokenRecord | None:  # noqa: A002 - the SDK's name for it
         """Return the token with an id, or ``None``. See `TokenRepository.get`."""
@@ -384,42 +399,8 @@ class AsyncTokenRepository:
             repository = TokenRepository._of(session, self._model, self._operations)
             return method(repository, *args, **kwargs)
 
-        return await self._session.run_sync(run)
-
-
-def _session_or_connection(given: object) -> Session | Connection:
-    if isinstance(given, scoped_session):
-        given = given()
-    if isinstance(given, Session | Connection):
-        return given
-    raise _unsuitable(given)
-
-
-def _async_session_or_connection(given: object) -> AsyncSession | AsyncConnection:
-    if isinstance(given, async_scoped_session):
-        given = given()
-    if isinstance(given, AsyncSession | AsyncConnection):
-        return given
-    raise _unsuitable(given)
-
-
-def _unsuitable(given: object) -> ConfigurationError:
-    name = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-    if isinstance(given, AsyncSession | AsyncConnection | async_scoped_session):
-        return ConfigurationError(
-            f"A TokenRepository works on a synchronous session. Pass the {name} to "
-            "AsyncTokenRepository."
-        )
-    if isinstance(given, Session | Connection | scoped_session):
-        return ConfigurationError(
-            f"An AsyncTokenRepository works on an asynchronous session. Pass the {name} to "
-            "TokenRepository."
-        )
-    return ConfigurationError(
-        "A TokenRepository needs a Session, a scoped_session or a Connection; an "
-        "AsyncTokenRepository an AsyncSession, an async_scoped_session or an AsyncConnection; "
-        f"not {name}. From a factory or an engine, make one first: Session(engine)."
-    )
+        result: T = await self._session.run_sync(run)
+        return result
 
 
 def _readable(

@@ -39,7 +39,7 @@ class RotationSummary(NamedTuple):
     """The result of `rotate_keys`.
 
     Attributes:
-        rotated: How many tokens were encrypted anew.
+        rotated: How many tokens were re-encrypted.
         left: How many are still not under the present key. Those that are not undecryptable were
             saved meanwhile by workers that use another key.
         undecryptable: Why some tokens could not be decrypted; they were left as they are.
@@ -70,9 +70,9 @@ def rotate_keys(
 
     Args:
         bind: The database, whose tables must be up to date.
-        cipher: Decrypts the tokens as they are, and encrypts them anew.
+        cipher: Decrypts the tokens as they are, and encrypts them again.
         model: The model whose table holds the tokens.
-        scope: The tenant whose tokens are encrypted anew. Each tenant needs a call of its own,
+        scope: The tenant whose tokens are re-encrypted. Each tenant needs a call of its own,
             because its tokens are bound to its scope.
         on_progress: Called after each batch with the number of tokens done, and the number in all.
 

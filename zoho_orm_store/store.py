@@ -208,11 +208,13 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return RefreshStats() if self._coordinator is None else self._coordinator.stats
 
     def _get(self, id_: str) -> Settled:
-        found = self._read(self._operations.get, id_)
+        if self._is_new:
+            self._prepare()
+        found = self._database.read(self._operations.get, id_)
         coordinator = self._coordinator
         if coordinator is None or found is None or coordinator.is_settled(found):
             return Settled(found)
-        look_again = partial(self._read, self._operations.get, id_)
+        look_again = partial(self._database.read, self._operations.get, id_)
         return coordinator.settle(found, None, look_again, self._scope_parts)
 
     def _find(self, asked: TokenRecord) -> Settled:
@@ -309,6 +311,6 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             provision.upgrade(self._database)
 
     def _forked(self) -> None:
-        """Start anew in a forked child, where an in-memory database is another, empty one."""
+        """Start again in a forked child, where an in-memory database is a new, empty one."""
         self._first_use = Lock()
         self._is_new = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from threading import Lock
 from time import monotonic
@@ -119,13 +119,8 @@ class Database(ABC):
         """
         if self._closed:
             raise StoreClosedError
-        turn = self._take_turn(True, self._timeout)
-        try:
-            with self._transaction() as run:
-                yield self._translating(run)
-        finally:
-            if turn:
-                turn.release()
+        with self._writing_turn or nullcontext(), self._transaction() as run:
+            yield self._translating(run)
 
     @abstractmethod
     def close(self) -> None:
@@ -144,7 +139,9 @@ class Database(ABC):
             raise StoreClosedError
         started, remaining = monotonic(), self._timeout
         for attempt in count():
-            turn = self._take_turn(writes, remaining)
+            turn = self._writing_turn if writes else self._reading_turn
+            if turn and not turn.acquire(timeout=-1 if remaining is None else max(0, remaining)):
+                raise DatabaseTimeoutError("Other threads kept the database busy for too long.")
             try:
                 return self._attempt(writes, work, args, remaining)
             except Exception as error:
@@ -165,12 +162,6 @@ class Database(ABC):
             f"The operation did not succeed within {self._retry_for:g} seconds, in "
             f"{attempt + 1} attempts. The last one: {failure}"
         )
-
-    def _take_turn(self, writes: bool, remaining: float | None) -> LockType | None:
-        turn = self._writing_turn if writes else self._reading_turn
-        if turn and not turn.acquire(timeout=-1 if remaining is None else max(0, remaining)):
-            raise DatabaseTimeoutError("Other threads kept the database busy for too long.")
-        return turn
 
     def _make_turns(self) -> None:
         """Make the locks that threads wait for before they read, and before they write.

@@ -138,7 +138,7 @@ def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[Asyn
             engine = make(url, **options)
             event.listen(synchronous(engine), "do_connect", _make_private)
             return Engines(engine, engine, owned=True)
-        # Every transaction ends by itself: a reset would be one more round trip on MySQL.
+        # Our transactions always end with COMMIT or ROLLBACK: a reset would only cost a round trip.
         writing = make(url, **options | _KEEP_ONE, pool_reset_on_return=None)
         reading = make(url, **options, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
         return Engines(reading, writing, owned=True)

@@ -20,7 +20,7 @@ class Forkable(Protocol):
     """Something with locks, threads or connections, which a fork copies without their owners."""
 
     def _forked(self) -> None:
-        """Start anew in the child, without touching what the parent goes on using."""
+        """Start again in the child, without touching what the parent still uses."""
 
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()

@@ -12,7 +12,6 @@ import threading
 import time
 from contextvars import ContextVar
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 from uuid import uuid4
 
@@ -172,7 +171,7 @@ class Held(NamedTuple):
 # with a lease, only the first renews it, because it then gets another owner.
 _held_in_context: ContextVar[Mapping[tuple[object, str], Held]] = ContextVar(
     "zoho_orm_store_refresh_leases",
-    default=MappingProxyType({}),
+    default={},  # noqa: B039 - replaced at each change, never changed in place
 )
 
 _SYSTEM_CLOCK = Clock()
@@ -207,7 +206,7 @@ class RefreshCoordinator:
         self._margin = max(_USABLE, ahead)
 
     def _forked(self) -> None:
-        """Start anew in a forked child, which has no lease of its parent's."""
+        """Start again in a forked child, which has none of its parent's leases."""
         self._start()
 
     @property
@@ -278,7 +277,7 @@ class RefreshCoordinator:
         leases = _held_in_context.get()
         if key is not None and (self._identity, key) in leases:
             others = {each: held for each, held in leases.items() if each != (self._identity, key)}
-            _held_in_context.set(MappingProxyType(others))
+            _held_in_context.set(others)
 
     def failed(self, key: str) -> TokenRecord | None:
         """Give up the caller's lease, because its refresh has failed.
@@ -430,7 +429,7 @@ class RefreshCoordinator:
         since = self._clock.monotonic() - _REMEMBERED_FOR
         leases = _held_in_context.get()
         current = {each: other for each, other in leases.items() if other.until > since}
-        _held_in_context.set(MappingProxyType(current | {(self._identity, key): held}))
+        _held_in_context.set(current | {(self._identity, key): held})
 
     def _give_back(self, key: str, owner: str) -> None:
         self.forget(key)
@@ -443,7 +442,7 @@ class RefreshCoordinator:
             self._try_to_write(self._leases.sweep)
 
     def _try_to_write(self, write: Callable[..., object], *args: str) -> None:
-        """Write what the next caller can do without: a lease ends by itself."""
+        """Write something that is not essential, since a lease ends anyway; log a failure."""
         try:
             write(*args)
         except ZohoOrmStoreError as error:

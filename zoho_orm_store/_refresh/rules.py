@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 FREE = ""
-"""The owner of a lease that nobody has, because its last refresh failed."""
+"""The owner of a lease that is free because its last refresh failed."""
 
 MOST_FAILURES = 2
 """Refreshes in a row that may fail while others wait. Then they stop waiting."""
@@ -44,7 +44,7 @@ class Holder(NamedTuple):
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody has the lease, whenever it ends."""
+        """Whether the lease has no owner, whenever it ends."""
         return self.owner == FREE
 
     def has_failed_within(self, seconds: float) -> bool:

@@ -1,10 +1,10 @@
 """What the Zoho SDK forces on us, and why.
 
-The SDK decides by itself when to refresh: it asks the store for the token, compares the expiry
-with its own clock, and refreshes 5 seconds before the end. Whoever is to refresh a token earlier
-has to be shown another expiry. The SDK tells the store of a refresh that succeeded, by saving the
-token, and of nothing else. Whoever waits for a refresh that failed would wait for the lease's end,
-so the request itself has to be watched.
+The SDK itself decides when to refresh: it asks the store for the token, compares the expiry
+with its own clock, and refreshes 5 seconds before the end. To make a caller refresh earlier, the
+store has to return another expiry than the real one. The SDK reports a successful refresh, by
+saving the token, but not a failed one. So that the other callers need not wait until the lease
+ends, the store watches the request itself.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from zoho_orm_store._sdk.conversion import (
     token_from,
 )
 from zoho_orm_store.errors import ConfigurationError, ZohoOrmStoreError, without_frames
-from zoho_orm_store.records import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +146,7 @@ class TokenStoreAdapter(TokenStore):
         Raises:
             SDKException: The id is unknown, with ``missing_id="raise"``; or the database failed.
         """
-        found, on_failure = self._get(id) if _is_known_id(id) else (None, None)
+        found, on_failure = (None, None) if id in (None, "") else self._get(id)
         if found is None:
             if self._missing_id == "raise":
                 raise missing_id_exception()
@@ -188,7 +187,7 @@ class TokenStoreAdapter(TokenStore):
         Raises:
             SDKException: The database failed.
         """
-        if _is_known_id(id):
+        if id not in (None, ""):
             self._delete(id)
 
     @_for_the_sdk
@@ -208,10 +207,3 @@ class TokenStoreAdapter(TokenStore):
             SDKException: The database failed.
         """
         return self._tokens()
-
-
-def _is_known_id(id_: object) -> bool:
-    if id_ is None or id_ == "":
-        return False
-    check_text("id", id_)
-    return True

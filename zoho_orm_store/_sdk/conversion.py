@@ -92,7 +92,7 @@ def fill(token: OAuthToken, asked: TokenRecord, found: TokenRecord) -> None:
     Args:
         token: The token that the store was asked with.
         asked: The token's values as they are.
-        found: Its values as they shall be.
+        found: Its values as they are to be.
     """
     for name, field in FIELDS.items():
         value = getattr(found, name)

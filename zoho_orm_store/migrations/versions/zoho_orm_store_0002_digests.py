@@ -147,7 +147,7 @@ def take_literal_marks_away() -> None:
 
 
 def clear_unreadable_expiries() -> None:
-    """Forget expiries that are no integers; the SDK then finds the access token's end itself."""
+    """Clear expiries that are not integers. The SDK then learns the expiry by itself."""
     connection = op.get_bind()
     clear = sa.update(rows).where(rows.c.id == sa.bindparam("row_id")).values(expiry_time=None)
     for ids in batches(connection):
