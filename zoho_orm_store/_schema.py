@@ -11,7 +11,14 @@ from zoho_orm_store.errors import SchemaError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Select
 
-__all__ = ["NEWEST_REVISION", "VERSION_TABLE", "check_revision", "describe", "missing_tables"]
+__all__ = [
+    "NEWEST_REVISION",
+    "VERSION_TABLE",
+    "check_revision",
+    "describe",
+    "missing_leases",
+    "missing_tables",
+]
 
 VERSION_TABLE = "zoho_orm_store_version"
 """The table that holds the revision, separate from a project's own ``alembic_version``."""
@@ -51,6 +58,15 @@ def missing_tables(database: str, reported: str) -> str:
     return (
         f"A table or column is missing in {database}. {_upgrade(database)} If your project's own "
         f"migrations make the tables, run those instead. {reported}"
+    )
+
+
+def missing_leases(table: str) -> str:
+    """The message for a project's own table of refresh leases that does not exist."""
+    return (
+        f"The table of refresh leases, {table!r}, is missing or lacks a column. Make it with your "
+        "project's migrations, from a model with RefreshLeaseMixin that you pass as lease_model=. "
+        "Or pass refresh=None, and each worker refreshes for itself."
     )
 
 

@@ -1,1 +1,1 @@
-"""One refresh for many workers: a caller that meets an expired token either refreshes it or waits."""
+"""One refresh for many workers: a caller with an expired token either refreshes it or waits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zoho_orm_store._refresh.rules import Holder
+from zoho_orm_store._schema import missing_leases
 from zoho_orm_store._sql import leases as sql
 from zoho_orm_store.errors import SchemaError
 
@@ -60,9 +61,4 @@ class DatabaseLeases:
         try:
             self.holder("")
         except SchemaError:
-            raise SchemaError(
-                f"The table of refresh leases, {self._table.name!r}, is missing or lacks a column. "
-                "Make it with your project's migrations, from a model with RefreshLeaseMixin that "
-                "you pass as lease_model=. Or pass refresh=None, and each worker refreshes for "
-                "itself."
-            ) from None
+            raise SchemaError(missing_leases(self._table.name)) from None
