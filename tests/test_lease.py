@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from databases import SERVERS
 from sqlalchemy import create_engine, event, text
 
 from zoho_orm_store import RefreshLease
@@ -180,10 +181,9 @@ def test_a_failure_is_over_even_if_the_clock_is_set_back_after_it(engine, leases
     assert leases.take(KEY, "bob's", 10, mark).owner == "bob's"
 
 
+@pytest.mark.parametrize("database", SERVERS, indirect=True)
 def test_a_servers_clock_is_that_of_the_world_whatever_its_time_zone(database):
     statement = server_time(database.get_backend_name())
-    if statement is None:
-        return
     engine = create_engine(database)
     with engine.connect() as connection:
         zone = "SET TIME ZONE 'Europe/Berlin'"
