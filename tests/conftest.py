@@ -4,9 +4,10 @@ The server tests use PostgreSQL and MariaDB over real connections, each run in a
 own. Where a server is not reachable, its tests are left out and the summary says so; with
 ZOHO_ORM_STORE_REQUIRE_SERVERS=1 that is an error instead.
 
-A test runs where its behaviour can differ, and nowhere else: rules in memory and once per
-database, drivers each once, engines of the application's and ciphers on a handful of routes. What
-takes minutes is marked `soak` and has a short version among the others: `python -m pytest -m soak`.
+A test runs where its behaviour can differ, and nowhere else: pure rules in memory, SQL once per
+database, driver behaviour once per driver, the application's engines and ciphers on a few routes.
+Tests that take minutes are marked `soak` and run with `python -m pytest -m soak`. Each has a short
+version that always runs.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Route:
 MEMORY = Route("memory", "list", "store")
 
 IN_MEMORY = (MEMORY, Route("sqlite-memory", "sqlite+pysqlite", "url"))
-"""Both stores, without a file or a server: for what is decided before any SQL."""
+"""Both stores, without a file or a server."""
 
 BY_DATABASE = (
     Route("sqlite", "sqlite+pysqlite", "url"),
@@ -85,6 +86,12 @@ BY_DRIVER = (
     Route("mariadb", "mysql+aiomysql", "url"),
 )
 
+SHARED = (
+    Route("sqlite-memory", "sqlite+pysqlite", "url"),
+    Route("sqlite-memory", "sqlite+aiosqlite", "url"),
+)
+"""SQLite in memory: all threads share one connection."""
+
 ENCRYPTED = Route("sqlite", "sqlite+pysqlite", "engine", encrypted=True)
 
 ENGINES = (
@@ -94,13 +101,7 @@ ENGINES = (
     Route("mariadb", "mysql+pymysql", "engine", encrypted=True),
     Route("mariadb", "mysql+asyncmy", "async_engine", encrypted=True),
 )
-"""Engines of the application's, of both kinds and on each database, with a cipher."""
-
-SHARED = (
-    Route("sqlite-memory", "sqlite+pysqlite", "url"),
-    Route("sqlite-memory", "sqlite+aiosqlite", "url"),
-)
-"""SQLite in memory, where all threads share one connection."""
+"""Engines that the application made, of both kinds and on each database, with a cipher."""
 
 ROUTES = (
     MEMORY,
@@ -111,25 +112,25 @@ ROUTES = (
     Route("postgresql", "postgresql+psycopg_async", "async_engine", encrypted=True),
     Route("mariadb", "mysql+aiomysql", "async_engine", encrypted=True),
 )
+"""Every driver by URL and with an engine. Only the round trip of the real SDK runs on them all."""
 
 
 def on_routes(*routes: Route) -> pytest.MarkDecorator:
-    """Run a test, or each of a class, on these routes instead of once per database."""
+    """Run a test, or each test of a class, on these routes."""
     return pytest.mark.parametrize("route", routes, ids=str)
 
 
-# A test runs where its behaviour can differ. Without one of these it runs in memory and once per
-# database, which is right for rules that SQL implements.
+# Without one of these a test of the `store` runs in memory and once per database, which is right
+# for rules that SQL implements.
 in_memory = on_routes(*IN_MEMORY)
 on_each_driver = on_routes(MEMORY, *BY_DRIVER)
 on_each_driver_and_engine = on_routes(MEMORY, *BY_DRIVER, *ENGINES)
 on_each_pool = on_routes(MEMORY, *SHARED, *BY_DRIVER, *ENGINES)
 with_a_cipher_too = on_routes(MEMORY, *BY_DATABASE, ENCRYPTED)
 
+# For tests of a `database` whose result does not depend on which one it is.
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 on_empty_sqlite = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-on_empty_servers = pytest.mark.parametrize("empty_database", SERVERS, indirect=True)
-"""For what the database has no part in."""
 
 CIPHER = FernetCipher(generate_key())
 """What encrypts on the encrypted routes."""

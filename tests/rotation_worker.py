@@ -1,4 +1,4 @@
-"""Rotates the keys of a table until it is killed, after so many tokens: URL NUMBER."""
+"""Rotate keys, and be killed after a number of tokens: python rotation_worker.py URL NUMBER."""
 
 from __future__ import annotations
 

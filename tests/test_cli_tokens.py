@@ -257,7 +257,7 @@ def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path, number, 
             "from zoho_orm_store.cli import app\n"
             "try: app()\n"
             "except SystemExit: pass\n"
-            # What getrusage tells begins with the size of the process that started this one.
+            # getrusage would count what the process that started this one has used.
             "status = open('/proc/self/status').read()\n"
             "print(re.search(r'VmHWM:\\s+(\\d+)', status)[1], file=sys.stderr)"
         )

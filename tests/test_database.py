@@ -25,7 +25,6 @@ from conftest import (
     MEMORY,
     SHARED,
     empty,
-    on_each_driver_and_engine,
     on_each_pool,
     on_routes,
     open_store,
@@ -120,7 +119,7 @@ class TestThreads:
         found = await asyncio.to_thread(store.find_token_by_id, saved.get_id())
         assert known(found) == known(saved)
 
-    @on_each_driver_and_engine
+    @on_each_pool
     def test_in_several_event_loops_of_one_process_H1(self, store):
         async def work():
             return save(store, **FULL).get_id()

@@ -84,7 +84,7 @@ class ReversingCipher:
 
 @pytest.fixture
 def connection(request, provisioned):
-    """To our tables; in memory, since it is Python that encrypts, unless a test names a database."""
+    """A connection to our tables, in memory unless a test names a database."""
     if hasattr(request, "param"):
         url = provisioned(request.param)
         empty(url)

@@ -164,7 +164,7 @@ def bound_as(kind, url):
 
 @pytest.fixture(params=["engine-plain", "url-encrypted"])
 def way(request):
-    """What shows most: an engine that shows parameters, of plain text; and what we make, of keys."""
+    """An engine that shows its parameters, which are plain text; and a URL, with a key to show."""
     return request.param
 
 
@@ -189,7 +189,7 @@ def bound_to_change(way, empty_database):
 
 
 only_engines = pytest.mark.parametrize("way", ["engine-plain"])
-"""For what does not depend on how a store is bound."""
+"""For tests that do not depend on how a store is bound."""
 
 
 def run_sql(url, *statements):
@@ -358,7 +358,7 @@ class TestFailures:
             assert_nothing_leaks(store_uses(store, id="1"), failures=5)
 
     @pytest.mark.parametrize(("member", "spoil"), FAULTS)
-    @on_sqlite  # No value of the cipher's reaches a database.
+    @on_sqlite  # The cipher fails before anything reaches a database.
     @only_engines
     def test_a_cipher_that_fails(self, bound, member, spoil):
         self.assert_a_faulty_cipher_shows_nothing(bound, member, spoil)

@@ -7,9 +7,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,24 +52,14 @@ SDK_ROWS = [
 ]
 
 
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def alembic(*arguments: str, url: object) -> str:
-    """What Alembic's own command line prints, in the checkout. It raises what goes wrong."""
+    """Run a command of Alembic's command line in the checkout, and return what it prints."""
     command_line, printed = CommandLine(), io.StringIO()
     options = command_line.parser.parse_args(arguments)
     config = Config(toml_file=ROOT / "pyproject.toml", cmd_opts=options, stdout=printed)
     function, positional, named = options.cmd
-    with environment(ZOHO_ORM_STORE_URL=url.render_as_string(hide_password=False)):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOHO_ORM_STORE_URL", url.render_as_string(hide_password=False))
         function(
             config,
             *(getattr(options, name) for name in positional),
@@ -106,7 +94,7 @@ WAYS = {
 
 
 def by(*ways):
-    """Upgrade databases in these ways: pairs of a database's name and a way's."""
+    """Run a test on these pairs of a database and a way to upgrade it."""
     return pytest.mark.parametrize(
         ("empty_database", "upgrade"),
         [pytest.param(name, WAYS[way], id=f"{name}-{way}") for name, way in ways],
@@ -445,15 +433,27 @@ def test_a_connection_stays_the_callers_to_commit(tmp_path):
     engine.dispose()
 
 
-def test_alembics_command_line_says_which_variable_is_missing():
-    result = subprocess.run(
-        [sys.executable, "-m", "alembic", "current"],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "ZOHO_ORM_STORE_URL"}
-        | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode != 0
-    assert "Set ZOHO_ORM_STORE_URL" in result.stderr
+class TestAlembicsCommandLine:
+    """In a process of its own, where it finds pyproject.toml by itself."""
+
+    def run(self, *arguments, **variables):
+        others = {k: v for k, v in os.environ.items() if k != "ZOHO_ORM_STORE_URL"}
+        return subprocess.run(
+            [sys.executable, "-m", "alembic", *arguments],
+            cwd=ROOT,
+            env=others | {"PYTHONPATH": str(ROOT)} | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_it_upgrades_the_database_that_the_variable_names(self, tmp_path):
+        url = f"sqlite:///{tmp_path / 'tokens.db'}"
+        result = self.run("upgrade", "head", ZOHO_ORM_STORE_URL=url)
+        assert result.returncode == 0, result.stderr
+        provision.check(url)
+
+    def test_it_says_which_variable_is_missing(self):
+        result = self.run("current")
+        assert result.returncode != 0
+        assert "Set ZOHO_ORM_STORE_URL" in result.stderr

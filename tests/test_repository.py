@@ -97,7 +97,7 @@ class Transaction:
 
 
 def ways(*drivers_and_kinds):
-    """Run a test in these ways: pairs of a driver and of what the repository is given."""
+    """Run a test with these pairs of a driver and of what the repository is given."""
     databases = {driver: name for name, drivers in DRIVERS.items() for driver in drivers}
     return pytest.mark.parametrize(
         "way",
@@ -108,7 +108,7 @@ def ways(*drivers_and_kinds):
     )
 
 
-# Each driver, with a session or a connection in turn, and each repository with both.
+# Sessions and connections alternate among the drivers; both repositories get both.
 on_each_driver = ways(
     ("sqlite+pysqlite", "session"),
     ("sqlite+pysqlite", "connection"),
