@@ -180,7 +180,7 @@ class TestErrors:
         ("args", "reason"),
         [
             (["current", "--url", "tokens.db"], "must be a URL such as"),
-            (["current", "--url", "nosuch://host/name"], "knows no database driver"),
+            (["current", "--url", "nosuch://host/name"], "'nosuch' is not supported"),
             (["check", "--url", "sqlite:////no/such/folder/tokens.db"], "Cannot connect to"),
             (["upgrade", "--url", "sqlite://", "--revision", "9999"], "The revisions are"),
             (["downgrade", "-y", "--url", "sqlite://", "--revision", "9999"], "The revisions are"),

@@ -192,10 +192,11 @@ class TestDoctor:
         assert "3 tokens, of which 1" in result.stdout
 
     def test_what_is_wrong_and_what_to_do(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("ZOHO_ORM_STORE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
+        url = f"sqlite:///{tmp_path / 'empty.db'}"
+        monkeypatch.setenv("ZOHO_ORM_STORE_URL", url)
         result = CliRunner().invoke(app, ["doctor"])
         assert result.exit_code == 1
-        assert "WRONG  No tables of this package" in result.stdout
+        assert f"WRONG  {url} has no tables of this package; revision" in result.stdout
         assert "zoho-orm-store upgrade" in result.stdout
 
     @on_sqlite

@@ -1,12 +1,12 @@
 """The command line, ``zoho-orm-store``.
 
-SQLAlchemy, Alembic and the Zoho SDK are imported by the commands that use them, so that ``--help``
-answers at once.
+Commands use the package's public names as ``zoho_orm_store.name``, which imports SQLAlchemy,
+Alembic or the Zoho SDK when a command needs it. So ``--help`` answers at once.
 """
 
 from zoho_orm_store.cli.app import app, main
 
-# Each registers its commands, which --help lists in this order.
+# Each module registers its commands, which --help lists in this order.
 from zoho_orm_store.cli import schema, tokens, keys, doctor, demo  # noqa: F401 isort:skip
 
 __all__ = ["app", "main"]

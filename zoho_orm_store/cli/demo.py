@@ -14,17 +14,17 @@ def demo(
     url: Annotated[
         str | None,
         typer.Option(
-            help="A database to run on instead of a temporary SQLite file. It must hold no tokens. "
-            "ZOHO_ORM_STORE_URL is not looked at.",
+            help="A database without tokens to run on, instead of a temporary SQLite file. "
+            "ZOHO_ORM_STORE_URL is ignored.",
             metavar="URL",
         ),
     ] = None,
 ) -> None:
-    """Watch the real Zoho SDK log in, share and refresh a token, in a few seconds.
+    """Watch the real Zoho SDK log in, share a token and refresh it, in a few seconds.
 
-    Zoho is a stand-in on this machine: no account is needed, and nothing leaves it. Every step is
-    checked against the database and against what that Zoho was asked; exit code 1 means that one
-    did not do what it says.
+    A server on this machine stands in for Zoho: you need no account, and nothing leaves the
+    machine. Each step is checked against the database and against the requests that this server
+    received. Exit code 1 means that a check failed.
     """
     from zoho_orm_store.cli.demo_steps import run
 

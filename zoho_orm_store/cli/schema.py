@@ -1,4 +1,4 @@
-"""The commands about the tables."""
+"""The commands that create, upgrade and check the tables."""
 
 from __future__ import annotations
 
@@ -6,75 +6,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import zoho_orm_store
 from zoho_orm_store.cli.app import Url, Yes, app, ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Revision = Annotated[
+    str, typer.Option(help="The revision to go to, or a number of steps such as +1 or -1.")
+]
+
 
 @app.command()
-def upgrade(
-    url: Url,
-    revision: Annotated[
-        str, typer.Option(help="Where to: a revision, or a number of steps such as +1.")
-    ] = "head",
-) -> None:
-    """Make the tables, or bring them up to date.
+def upgrade(url: Url, revision: Revision = "head") -> None:
+    """Create the tables, or bring them up to date.
 
-    Safe to run again, and from several machines at once: one does the work. A table that the
-    SDK's own DBStore or the sample SQLite store has made is adopted with the tokens in it. Where
-    that table holds several rows of one user, the newest stays, and stderr names the others.
+    You can run it again, and on several machines at once: one does the work, the others wait. If
+    the SDK's DBStore or the sample SQLite store made the table, it is kept with its tokens. If it
+    has several rows of one user, the newest row stays, and stderr names the removed ones.
     """
-    from zoho_orm_store import provision
-
-    _migrate(provision.upgrade, url, revision)
+    _migrate(zoho_orm_store.provision.upgrade, url, revision)
 
 
 @app.command()
-def downgrade(
-    url: Url,
-    revision: Annotated[
-        str, typer.Option(help="Where to: a revision, or a number of steps such as -1.")
-    ] = "base",
-    yes: Yes = False,
-) -> None:
+def downgrade(url: Url, revision: Revision = "base", yes: Yes = False) -> None:
     """Take the tables back to an earlier revision; asks first.
 
-    A table that holds tokens is never dropped, and no token is lost: at "base" it is the SDK's
-    own table again, which its DBStore can read.
+    No token is lost: a table that holds tokens is never dropped. At "base" it is the SDK's own
+    table again, which its DBStore can read.
     """
     from sqlalchemy import make_url
 
-    from zoho_orm_store import provision
     from zoho_orm_store._database.drivers import redacted_url
 
-    found = provision.current(url)
+    found = zoho_orm_store.provision.current(url)
     if found is not None:
-        question = (
-            f"Take the tables in {redacted_url(make_url(url))} from {found} back to {revision}?"
-        )
-        ask(question, yes=yes)
-    _migrate(provision.downgrade, url, revision)
+        database = redacted_url(make_url(url))
+        ask(f"Take the tables in {database} from {found} back to {revision}?", yes=yes)
+    _migrate(zoho_orm_store.provision.downgrade, url, revision)
 
 
 @app.command()
 def current(url: Url) -> None:
-    """Print the revision that the tables are at, or "none"."""
-    from zoho_orm_store import provision
-
-    typer.echo(provision.current(url) or "none")
+    """Print the revision of the tables, or "none"."""
+    typer.echo(zoho_orm_store.provision.current(url) or "none")
 
 
 @app.command()
 def check(url: Url) -> None:
-    """Check that the tables are there and up to date, for a deployment to rely on.
+    """Check that the tables exist and are up to date, for example in a deployment.
 
-    Exit code 1 and the command to run, if they are not.
+    If they are not, the exit code is 1, and stderr names the command to run.
     """
-    from zoho_orm_store import provision
-
-    provision.check(url)
-    typer.echo(f"The tables are up to date, at {provision.head()}.")
+    zoho_orm_store.provision.check(url)
+    typer.echo(f"The tables are up to date, at {zoho_orm_store.provision.head()}.")
 
 
 @app.command()
@@ -83,20 +68,15 @@ def sql(
 ) -> None:
     """Print the upgrade of an empty database as an SQL script, for an administrator to run.
 
-    A table that holds tokens already needs "upgrade", which also converts its rows.
+    If a table already holds tokens, run "upgrade" instead, which also converts its rows.
     """
-    from zoho_orm_store import provision
-
-    typer.echo(provision.sql(dialect))
+    typer.echo(zoho_orm_store.provision.sql(dialect))
 
 
 def _migrate(migrate: Callable[[str, str], None], url: str, revision: str) -> None:
-    """Run ``provision.upgrade`` or ``provision.downgrade``, and say what has changed."""
-    from zoho_orm_store import provision
-
-    before = provision.current(url)
+    before = zoho_orm_store.provision.current(url)
     migrate(url, revision)
-    after = provision.current(url)
+    after = zoho_orm_store.provision.current(url)
     if after == before:
         typer.echo(f"Nothing to do: the revision is {after or 'none'} already.")
     else:
