@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from conftest import on_empty_sqlite, statements_counted
 from databases import DATABASES
 from sdk_tokens import known, make_token
-from sqlalchemy import MetaData, create_engine, inspect, text
+from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
@@ -321,7 +321,9 @@ def test_eight_threads_provision_one_database_at_once(empty_database):
 
 @on_empty_sqlite
 def test_check_names_both_revisions_and_the_command(empty_database):
-    with pytest.raises(SchemaError, match=r"No tables .* zoho-orm-store upgrade --url") as missing:
+    with pytest.raises(
+        SchemaError, match=r"has no tables .* zoho-orm-store upgrade --url"
+    ) as missing:
         provision.check(empty_database)
     assert HEAD in str(missing.value)
     provision.upgrade(empty_database, "zoho_orm_store_0001")
@@ -360,9 +362,45 @@ def test_a_store_reads_the_revision_once(empty_database):
     with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
         with statements_counted() as statements:
             store.find_token_by_id("1")
-            assert [s for s in statements if "zoho_orm_store_version" in s] == statements[:1]
+            assert [s for s in statements if "zoho_orm_store_version" in s] == statements[:2]
             store.find_token_by_id("1")
-        assert len(statements) == 3
+        assert len(statements) == 4
+
+
+@on_empty_sqlite
+def test_no_lookup_update_or_deletion_reads_the_whole_table(empty_database, behind):
+    """By the query plans, which need no large table to be right."""
+    executed = []
+
+    def remember(connection, cursor, statement, parameters, context, executemany):
+        executed.append((statement, parameters))
+
+    with SQLAlchemyTokenStore(empty_database, refresh=None) as store:
+        store.save_token(make_token(id="1", user="u", client_id="c", refresh_token="r"))
+        event.listen(Engine, "before_cursor_execute", remember)
+        try:
+            store.find_token_by_id("1")
+            for known_values in (
+                {"user": "u", "client_id": "c"},
+                {"access_token": "a"},
+                {"grant_token": "g", "client_id": "c"},
+                {"refresh_token": "r", "client_id": "c"},
+            ):
+                store.find_token(make_token(**known_values))
+            for id_ in ("1", None):
+                store.save_token(make_token(id=id_, user="u", client_id="c", access_token="a"))
+            store.delete_token("1")
+        finally:
+            event.remove(Engine, "before_cursor_execute", remember)
+    about_rows = [each for each in executed if " WHERE " in " ".join(each[0].split())]
+    assert {statement.split()[0] for statement, _ in about_rows} == {"SELECT", "UPDATE", "DELETE"}
+    engine = create_engine(empty_database)
+    with engine.connect() as connection:
+        for statement, parameters in about_rows:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            steps = [row[-1] for row in plan]
+            assert not any(step.startswith("SCAN") for step in steps), (statement, steps)
+    engine.dispose()
 
 
 def test_the_revision_that_a_store_expects_is_the_newest():
@@ -410,7 +448,7 @@ class TestTablesOfTheProjectsOwnMigrations:
     def test_they_are_behind_without_a_column(self, project):
         with project.begin() as connection:
             connection.execute(text("ALTER TABLE oauthtoken_refresh_lease DROP COLUMN owner"))
-        with pytest.raises(SchemaError, match="migrations of its own"):
+        with pytest.raises(SchemaError, match="own migrations make the tables, run those instead"):
             provision.check(project)
 
     def test_autogenerate_proposes_to_drop_nothing_of_ours(self, project):

@@ -57,7 +57,9 @@ def missing_tables(database: str, reported: str) -> str:
     """
     return (
         f"A table or column is missing in {database}. {_upgrade(database)} If your project's own "
-        f"migrations make the tables, run those instead. {reported}"
+        f"migrations make the tables, run those instead. If the upgrade finds nothing to do, the "
+        f"tables were changed since: drop the table {VERSION_TABLE}, which holds nothing but the "
+        f"revision, and run it again. {reported}"
     )
 
 
@@ -79,7 +81,8 @@ def describe(database: str, found: str | None) -> str:
     """
     if found is None:
         return (
-            f"{database} has no tables of this package; revision {NEWEST_REVISION} is needed. "
+            f"{database} has no tables of this package, or they lack something; revision "
+            f"{NEWEST_REVISION} is needed. "
             f"{_upgrade(database)} If your project's own migrations make the tables, run those "
             "instead."
         )

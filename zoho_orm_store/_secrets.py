@@ -174,7 +174,11 @@ class Secrets:
         cipher = cast("TokenCipher", self._cipher)
         try:
             ciphertext = cipher.encrypt(_associated_data(column, row) + value.encode(), key_id)
-            is_storable = ciphertext.isascii() and 0 < len(ciphertext) <= _LONGEST_CIPHERTEXT
+            is_storable = (
+                isinstance(ciphertext, str)
+                and ciphertext.isascii()
+                and 0 < len(ciphertext) <= _LONGEST_CIPHERTEXT
+            )
         except Exception as error:  # noqa: BLE001 - a cipher raises anything
             raise _cipher_failure(cipher, "encrypt", f"encrypt the {column}", error) from None
         if not is_storable:

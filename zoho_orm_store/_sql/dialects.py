@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BINARY,
-    Boolean,
     and_,
     cast,
     delete,
@@ -83,8 +82,9 @@ class equals_exactly(FunctionElement[bool]):  # noqa: N801 - it is used like a f
     that a project's own migration made, equals more than that.
     """
 
+    # It has no type: SQLite and MySQL have no booleans, so SQLAlchemy would compare a Boolean
+    # function with 1, and the database would read every row instead of using the index.
     inherit_cache = True
-    type = Boolean()
 
 
 @compiles(equals_exactly)
