@@ -11,13 +11,13 @@ import pytest
 from conftest import empty, statements_counted
 from databases import DATABASES
 from sqlalchemy import create_engine, make_url, text
-from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session
 
 import zoho_orm_store.repository as repository_module
 from zoho_orm_store import (
     AsyncTokenRepository,
+    ConfigurationError,
     DatabaseError,
     DatabaseUnreachableError,
     InvalidTokenError,
@@ -29,7 +29,7 @@ from zoho_orm_store import (
     UserMismatchError,
     metadata,
 )
-from zoho_orm_store._sql.tokens import TokenStatements
+from zoho_orm_store._tokens import TokenOperations
 
 DRIVERS = {
     "sqlite": ("sqlite+pysqlite", "sqlite+aiosqlite"),
@@ -302,7 +302,10 @@ class TestRefusals:
     @on_each_database
     def test_a_missing_table_G1_G3(self, begin):
         transaction = begin(model=NeverMigrated)
-        message = "'never_migrated' is missing .* Run: your project's migrations"
+        message = (
+            "A table or column is missing in .*"
+            "If your project's own migrations make the tables, run those instead.*never_migrated"
+        )
         with pytest.raises(SchemaError, match=message) as raised:
             transaction.save(ASKED)
         transaction.rollback()
@@ -341,10 +344,13 @@ class TestTheRevision:
     @in_both_repositories
     def test_it_is_read_once(self, begin):
         transaction = begin()
-        with statements_counted() as statements:
-            for _ in range(3):
-                transaction.get("1")
-        assert sum("zoho_orm_store_version" in statement for statement in statements) == 1
+        with statements_counted() as first:
+            transaction.get("1")
+        assert sum("FROM zoho_orm_store_version" in statement for statement in first) == 1
+        with statements_counted() as later:
+            transaction.get("1")
+            transaction.get("1")
+        assert ["FROM oauthtoken" in statement for statement in later] == [True, True]
 
     def test_without_one_the_applications_transaction_goes_on(self, empty_database):
         engine = create_engine(empty_database)
@@ -455,14 +461,7 @@ class TestTwoTransactions:
         other.dispose()
 
 
-class TestADialectWithoutAnUpsertOfItsOwn:
-    @pytest.fixture(autouse=True)
-    def generic(self, monkeypatch):
-        """TokenStatements as for a dialect that this package does not know, on a real database."""
-        monkeypatch.setattr(
-            repository_module, "statements_for", lambda table, *_: TokenStatements(table, "generic")
-        )
-
+class TestAnUpsert:
     def test_a_new_token_is_inserted_and_then_updated_E4(self, database):
         engine = create_engine(database)
         with engine.begin() as connection:
@@ -477,14 +476,22 @@ class TestADialectWithoutAnUpsertOfItsOwn:
         with engine.begin() as connection:
             repository = TokenRepository(connection)
             saved = repository.save(ASKED)
-            monkeypatch.setattr(repository, "_lock_match", lambda asked: None)
+            monkeypatch.setattr(TokenOperations, "_lock_match", lambda *_: None)
             again = repository.save(replace(ASKED, access_token="new"))
             assert (again.id, again.access_token) == (saved.id, "new")
+            assert repository.count() == 1
         engine.dispose()
 
-    def test_its_statements_are_standard_sql(self):
-        statements = TokenStatements(StoredToken.__table__, "generic")
-        assert statements.insert_may_raise
-        sql = str(statements.insert_unless_present.compile(dialect=DefaultDialect()))
-        assert sql.startswith("INSERT INTO oauthtoken")
-        assert "CONFLICT" not in sql
+    @pytest.mark.parametrize("make", [lambda connection: connection, Session])
+    def test_a_dialect_without_one_that_we_know_is_refused(self, make, monkeypatch):
+        engine = create_engine("sqlite://")
+        monkeypatch.setattr(engine.dialect, "name", "oracle")
+        message = "'oracle' is not supported. Use SQLite, PostgreSQL, MariaDB or MySQL"
+        with engine.connect() as connection:
+            repository = TokenRepository(make(connection))
+            with statements_counted() as statements:
+                for call in (lambda: repository.get("1"), lambda: repository.save(ASKED)):
+                    with pytest.raises(ConfigurationError, match=message):
+                        call()
+            assert statements == []
+        engine.dispose()

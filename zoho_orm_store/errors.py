@@ -6,7 +6,7 @@ them ever carries a secret.
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class MissingDependencyError(ConfigurationError, ImportError):
         )
         self.package = package
         self.extra = extra
+        self._instead = instead
+
+    def __reduce__(self) -> tuple[Callable[[str, str], MissingDependencyError], tuple[str, str]]:
+        return partial(type(self), instead=self._instead), (self.package, self.extra)
 
 
 class StoreClosedError(ZohoOrmStoreError, RuntimeError):
@@ -68,6 +72,9 @@ class StoreClosedError(ZohoOrmStoreError, RuntimeError):
 
     def __init__(self) -> None:
         super().__init__("This token store is closed. Make a new one, or close it later.")
+
+    def __reduce__(self) -> tuple[type[StoreClosedError], tuple[()]]:
+        return type(self), ()
 
 
 class InvalidTokenError(ZohoOrmStoreError, ValueError):

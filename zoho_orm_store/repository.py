@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import TypeVarTuple, Unpack
 
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
 
     OnUndecryptable = Callable[[UndecryptableTokenError], object]
 
-__all__ = ["AsyncTokenRepository", "StoreTransaction", "TokenRepository"]
+__all__ = ["AsyncTokenRepository", "StoreTransaction", "TokenRepository", "is_asynchronous"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -46,6 +52,12 @@ _ASYNCHRONOUS = (AsyncSession, async_scoped_session, AsyncConnection)
 
 _checked: WeakSet[Engine] = WeakSet()
 """The engines on whose databases the tables have our revision, or none."""
+
+
+def is_asynchronous(given: object) -> bool:
+    """Whether something is of SQLAlchemy's asyncio extension, also if no repository works on it."""
+    kind = given if isinstance(given, type) else type(given)
+    return issubclass(kind, (*_ASYNCHRONOUS, AsyncEngine, async_sessionmaker))
 
 
 class _Repository(Generic[S]):
@@ -63,7 +75,7 @@ class _Repository(Generic[S]):
     ) -> None:
         self._model = model
         self._operations = TokenOperations.of_model(model, scope, cipher)
-        self._session = self._checked(session)
+        self._use(session)
 
     @classmethod
     def _of(
@@ -73,15 +85,21 @@ class _Repository(Generic[S]):
         self = cls.__new__(cls)
         self._model = model
         self._operations = operations
-        self._session = self._checked(session)
+        self._use(session)
         return self
 
-    def _checked(self, given: Any) -> Any:  # noqa: ANN401
-        """The session or connection behind what was given.
+    def _use(self, given: object) -> None:
+        self._given = given
+        if not isinstance(given, self._registry):
+            self._session()
+
+    def _session(self) -> Any:  # noqa: ANN401
+        """The session or connection to work on: a registry has one for each thread or task.
 
         Raises:
             ConfigurationError: It is something else.
         """
+        given: Any = self._given
         session = given() if isinstance(given, self._registry) else given
         if isinstance(session, self._kinds):
             return session
@@ -92,9 +110,11 @@ class _Repository(Generic[S]):
             advice = f"a synchronous session. Pass the {name} to AsyncTokenRepository"
         else:
             names = [kind.__name__ for kind in (*self._kinds, self._registry)]
+            article = "an" if names[0].startswith("A") else "a"
+            *others, last = [f"{article} {each}" for each in names]
             advice = (
-                f"a {', a '.join(names[:-1])} or a {names[-1]}, not {name}. From a factory or an "
-                f"engine, make one first, such as {names[0]}(engine)"
+                f"{', '.join(others)} or {last}, not {name}. From a factory or an engine, make one "
+                f"first, such as {names[0]}(engine)"
             )
         raise ConfigurationError(f"The {type(self).__name__} works on {advice}.")
 
@@ -246,7 +266,7 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
 
     @our_errors
     def _run(self, operation: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        connection = self._connect()
+        connection = self._connect(self._session())
         try:
             return operation(connection, *args)
         except Exception as error:
@@ -255,18 +275,18 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
                 raise
             raise failure from None
 
-    def _connect(self) -> Connection:
+    def _connect(self, session: Session | Connection) -> Connection:
         """The connection to work on, once the session has flushed and the tables were checked."""
-        if isinstance(self._session, Connection):
-            connection = self._session
+        if isinstance(session, Connection):
+            connection = session
         else:
             # As the session's own queries do.
-            if self._session.autoflush:
-                self._session.flush()
+            if session.autoflush:
+                session.flush()
             try:
-                connection = self._session.connection(bind_arguments={"mapper": self._model})
+                connection = session.connection(bind_arguments={"mapper": self._model})
             except Exception as error:  # noqa: BLE001 - drivers raise anything here
-                url = self._session.get_bind(self._model).engine.url
+                url = session.get_bind(self._model).engine.url
                 raise connect_error(error, url) from None
         if connection.engine not in _checked:
             check_dialect(connection.dialect.name)
@@ -277,10 +297,11 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
 
     def _expire_loaded(self) -> None:
         """Make the session reload its objects of this table, which changed without it."""
-        if isinstance(self._session, Session):
-            for loaded in self._session.identity_map.values():
+        session = self._session()
+        if isinstance(session, Session):
+            for loaded in session.identity_map.values():
                 if isinstance(loaded, self._model):
-                    self._session.expire(loaded)
+                    session.expire(loaded)
 
 
 class StoreTransaction(TokenRepository):
@@ -399,7 +420,7 @@ class AsyncTokenRepository(
             repository = TokenRepository._of(session, self._model, self._operations)
             return method(repository, *args, **kwargs)
 
-        result: T = await self._session.run_sync(run)
+        result: T = await self._session().run_sync(run)
         return result
 
 

@@ -7,8 +7,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from sqlalchemy import URL, Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy import URL
 from typing_extensions import TypeVarTuple, Unpack
 
 from zoho_orm_store._database.database import open_database
@@ -35,11 +34,14 @@ from zoho_orm_store.repository import (
     AsyncTokenRepository,
     StoreTransaction,
     TokenRepository,
+    is_asynchronous,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
     from typing_extensions import Self
 
@@ -170,7 +172,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         Raises:
             ConfigurationError: It is something else.
         """
-        if isinstance(session, AsyncSession | async_scoped_session | AsyncConnection):
+        if is_asynchronous(session):
             return AsyncTokenRepository._of(session, self._model, self._operations)
         return TokenRepository._of(session, self._model, self._operations)
 

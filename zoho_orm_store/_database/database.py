@@ -7,16 +7,17 @@ asynchronous one through a `LoopThread`.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import StaticPool
 from typing_extensions import TypeVarTuple, Unpack
 
@@ -29,10 +30,10 @@ from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClos
 
 if TYPE_CHECKING:
     from _thread import LockType
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import Connection, RootTransaction
+    from sqlalchemy import RootTransaction
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from zoho_orm_store._database.engines import Bind, Engines
@@ -229,11 +230,14 @@ class _SyncDatabase(Database):
     def _transaction(self) -> Iterator[Callable[..., Any]]:
         with self._connect(self._engines.writing) as connection:
             with self._errors_translated():
-                transaction = _begin(connection, self._timeout)
-            with transaction:
+                _begin(connection, self._timeout)
+            try:
                 yield lambda work, *args: work(connection, *args)
                 with self._errors_translated():
-                    transaction.commit()
+                    connection.commit()
+            except BaseException:
+                _roll_back(connection)
+                raise
 
     def _connect(self, engine: Engine) -> Connection:
         try:
@@ -284,16 +288,31 @@ class _AsyncDatabase(Database):
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., Any]]:
-        run = self._loop_thread.run
-        connection = run(self._connect(self._engines.writing), self._timeout)
+        connection = self._loop_thread.run(self._connect(self._engines.writing), self._timeout)
+        # An operation that was given up may go on for a little while.
+        one_at_a_time = asyncio.Lock()
+
+        async def in_turn(work: Callable[..., T], *args: object) -> T:
+            async with one_at_a_time:
+                return await connection.run_sync(work, *args)
+
+        async def close() -> None:
+            async with one_at_a_time:
+                await connection.run_sync(_roll_back)
+                await connection.close()
+
+        def run(work: Callable[..., T], *args: object) -> T:
+            return self._loop_thread.run(in_turn(work, *args), self._timeout)
+
         try:
             with self._errors_translated():
-                run(connection.run_sync(_begin, self._timeout), self._timeout)
-            yield lambda work, *args: run(connection.run_sync(work, *args), self._timeout)
+                run(_begin, self._timeout)
+            yield run
             with self._errors_translated():
-                run(connection.commit(), self._timeout)
+                run(Connection.commit)
         finally:
-            run(connection.close(), self._timeout)
+            with suppress(DatabaseTimeoutError):
+                self._loop_thread.run(_to_its_end(close()), self._timeout)
 
     async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
         try:
@@ -318,6 +337,19 @@ def _work(
         if is_driver_error(error):
             connection.invalidate()
         raise
+
+
+async def _to_its_end(coroutine: Coroutine[object, object, None]) -> None:
+    """Run a coroutine that goes on when its caller no longer waits for it."""
+    await asyncio.shield(coroutine)
+
+
+def _roll_back(connection: Connection) -> None:
+    """End a transaction after an error. If the connection is lost, the server does the same."""
+    try:
+        connection.rollback()
+    except Exception:  # noqa: BLE001 - drivers raise anything here
+        connection.invalidate()
 
 
 def _begin(connection: Connection, remaining: float | None) -> RootTransaction:
