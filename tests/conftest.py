@@ -376,6 +376,7 @@ def in_child():
         pid = os.fork()
         if pid == 0:
             try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(10)
                 work()
                 os._exit(0)

@@ -97,26 +97,28 @@ class Model:
                     return row
             if not then_others:
                 return None
-        rungs = []
+        lookups = []
         if "user" in asked:
-            rungs.append("user")
+            lookups.append("user")
         if "access_token" in asked and not {"client_id", "client_secret"} & set(asked):
-            rungs.append("access_token")
-        rungs += [name for name in ("grant_token", "refresh_token") if name in asked]
-        for rung in rungs:
-            hits = [
+            lookups.append("access_token")
+        lookups += [name for name in ("grant_token", "refresh_token") if name in asked]
+        for lookup in lookups:
+            matches = [
                 row
                 for row in self.rows
-                if row.get(rung) == asked[rung]
+                if row.get(lookup) == asked[lookup]
                 and all(
                     name not in row or name not in asked or row[name] == asked[name]
                     for name in ("user", "client_id")
                 )
             ]
-            if rung == "user" and "client_id" in asked:
-                hits = [r for r in hits if r.get("client_id") == asked["client_id"]] or hits
-            if hits:
-                return hits[-1]
+            if lookup == "user" and "client_id" in asked:
+                matches = [
+                    r for r in matches if r.get("client_id") == asked["client_id"]
+                ] or matches
+            if matches:
+                return matches[-1]
         return None
 
     def same_identity(self, asked):

@@ -184,7 +184,7 @@ class TestWhatGoesWrong:
         use_our_lineage(project, separator="os")
         project.alembic("upgrade", "heads")
         assert not OURS & project.tables()
-        provision_says = "No tables of this package"
+        provision_says = f"has no tables of this package; revision {provision.head()} is needed"
         with pytest.raises(Exception, match=provision_says):
             provision.check(project.url)
 

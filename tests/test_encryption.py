@@ -1,4 +1,4 @@
-"""Encryption at rest: what is stored, what opens it, and what is said when nothing does."""
+"""Encryption at rest: what is stored, what decrypts it, and what is said if nothing does."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ def connection(request, provisioned):
 on_each_database = pytest.mark.parametrize("connection", DATABASES, indirect=True)
 
 
-def sealed(record, cipher):
+def encrypted(record, cipher):
     return replace(record, **Secrets(cipher).encrypted(record))
 
 
-def opened(record, cipher):
+def decrypted(record, cipher):
     values = [getattr(record, name) for name in TokenRecord.__match_args__]
     return Secrets(cipher).decrypted(values)
 
@@ -193,6 +193,10 @@ class TestWhatIsStored:
             repository = AsyncTokenRepository(connection, cipher=CIPHER)
             await repository.save(RECORD)
             assert (await repository.get("1")).grant_token == RECORD.grant_token
+            tokens = operations(CIPHER)
+            assert await connection.run_sync(tokens.count_by_key) == {CIPHER.key_id: 1}
+            assert await connection.run_sync(tokens.count_not_rotated) == 0
+            assert (await connection.run_sync(tokens.rotate_batch, "", 100)).last is None
             broken: list[UndecryptableTokenError] = []
             without = AsyncTokenRepository(connection)
             assert await without.list(on_undecryptable=broken.append) == []
@@ -201,12 +205,12 @@ class TestWhatIsStored:
         await engine.dispose()
 
 
-class TestBoundToItsPlace:
-    def test_what_is_in_its_place_opens(self):
-        assert opened(sealed(RECORD, CIPHER), CIPHER) == RECORD
+class TestBoundToItsAssociatedData:
+    def test_what_is_where_it_was_encrypted_is_decrypted(self):
+        assert decrypted(encrypted(RECORD, CIPHER), CIPHER) == RECORD
 
     @pytest.mark.parametrize("column", SECRETS)
-    def test_a_value_of_another_row_does_not(self, connection, column):
+    def test_a_value_of_another_row_is_not(self, connection, column):
         repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         repository.save(replace(RECORD, id="2", user_name="eve", refresh_token="1000.eves"))
@@ -217,7 +221,7 @@ class TestBoundToItsPlace:
         with pytest.raises(UndecryptableTokenError, match=f"{column} of the token with id '2'"):
             repository.get("2")
 
-    def test_a_value_of_another_column_does_not(self, connection):
+    def test_a_value_of_another_column_is_not(self, connection):
         repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         connection.exec_driver_sql("UPDATE oauthtoken SET access_token = refresh_token")
@@ -225,14 +229,14 @@ class TestBoundToItsPlace:
             repository.get("1")
 
     @pytest.mark.parametrize("column", ["id", "user_name", "client_id"])
-    def test_a_row_that_is_given_another_holder_does_not(self, connection, column):
+    def test_a_row_that_is_given_another_id_user_or_client_is_not(self, connection, column):
         repository = TokenRepository(connection, cipher=CIPHER)
         repository.save(RECORD)
         connection.exec_driver_sql(f"UPDATE oauthtoken SET {column} = 'eve'")
         with pytest.raises(UndecryptableTokenError, match="changed by other means"):
             repository.get("eve" if column == "id" else "1")
 
-    def test_a_value_of_another_tenant_does_not(self):
+    def test_a_value_of_another_tenant_is_not(self):
         record = replace(RECORD, **Secrets(CIPHER, ("tenant_id", "7")).encrypted(RECORD))
         values = [getattr(record, name) for name in TokenRecord.__match_args__]
         assert Secrets(CIPHER, ("tenant_id", "7")).decrypted(values) == RECORD
@@ -254,14 +258,14 @@ class TestBoundToItsPlace:
         assert repository.count() == 1
 
     @on_each_database
-    def test_a_save_that_learns_the_user_seals_the_row_anew(self, connection):
+    def test_a_save_that_learns_the_user_encrypts_the_row_again(self, connection):
         repository = TokenRepository(connection, cipher=CIPHER)
         saved = repository.save(replace(RECORD, id=None, user_name=None))
         repository.save(replace(RECORD, id=saved.id))
         assert repository.get(saved.id).user_name == RECORD.user_name
 
 
-class TestWhatDoesNotOpen:
+class TestWhatCannotBeDecrypted:
     def test_without_a_cipher(self, connection):
         TokenRepository(connection, cipher=CIPHER).save(RECORD)
         with pytest.raises(UndecryptableTokenError) as raised:
@@ -306,7 +310,7 @@ class TestWhatDoesNotOpen:
         repository.save(RECORD)
         [(whole,)] = columns(connection, "access_token")
         value = garbled.format(whole=whole, key=CIPHER.key_id)
-        table = repository._table
+        table = repository._operations.table
         connection.execute(table.update().values(access_token=value))
         with pytest.raises(UndecryptableTokenError, match="access_token of the token with id '1'"):
             repository.get("1")
@@ -361,7 +365,7 @@ class TestWhatDoesNotOpen:
             TokenRepository(connection, cipher=ReversingCipher("a$b")).save(RECORD)
 
     @pytest.mark.parametrize("key_id", [7, b"k", ["k"]])
-    def test_a_key_id_that_is_no_text(self, connection, key_id):
+    def test_a_key_id_that_is_not_text(self, connection, key_id):
         repository = TokenRepository(connection, cipher=ReversingCipher(key_id))
         tokens = operations(ReversingCipher(key_id))
         for use in (
@@ -373,7 +377,7 @@ class TestWhatDoesNotOpen:
                 use()
 
     @pytest.mark.parametrize("made", [None, b"bytes", 7, "", "é", "\udc80", "x" * 65_465])
-    def test_what_encrypt_makes_and_cannot_be_stored(self, connection, made):
+    def test_what_encrypt_returns_and_cannot_be_stored(self, connection, made):
         cipher = ReversingCipher()
         cipher.encrypt = lambda plaintext, key_id: made
         repository = TokenRepository(connection, cipher=cipher)
@@ -382,7 +386,7 @@ class TestWhatDoesNotOpen:
         assert repository.count() == 0
 
     @on_each_database
-    def test_the_longest_that_encrypt_may_make(self, connection):
+    def test_the_longest_that_encrypt_may_return(self, connection):
         cipher = ReversingCipher("k" * 64)
         cipher.encrypt = lambda plaintext, key_id: "x" * 65_464
         repository = TokenRepository(connection, cipher=cipher)
@@ -391,7 +395,7 @@ class TestWhatDoesNotOpen:
         assert [len(value) for value in columns(connection, "access_token")[0]] == [65_535]
 
     @pytest.mark.parametrize("made", [bytes.hex, lambda text: text[:32] + b"\xff", list, len])
-    def test_what_decrypt_makes_and_is_no_text(self, connection, made):
+    def test_what_decrypt_returns_and_is_not_text(self, connection, made):
         TokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
         cipher = ReversingCipher()
         genuine = cipher.decrypt
@@ -410,12 +414,11 @@ class TestWhatDoesNotOpen:
         broken: list[UndecryptableTokenError] = []
         assert [each.id for each in repository.list(on_undecryptable=broken.append)] == ["0", "2"]
         assert "access_token of the token with id '1' is garbled" in str(broken[0])
-        repository = TokenRepository(connection, cipher=ReversingCipher("another:key"))
-        assert [
-            error.id for error in operations(CIPHER).rotate_batch(connection, "", 100).undecryptable
-        ] == ["0", "1", "2"]
+        tokens = operations(ReversingCipher("another:key"))
+        batch = tokens.rotate_batch(connection, "", 100)
+        assert [error.id for error in batch.undecryptable] == ["0", "1", "2"]
 
-    def test_a_key_service_that_is_down_is_no_garbled_row(self, connection):
+    def test_a_key_service_that_is_down_is_not_a_garbled_row(self, connection):
         TokenRepository(connection, cipher=ReversingCipher()).save(RECORD)
         down = ReversingCipher(failure=ConnectionError("1000.secret"))
         repository = TokenRepository(connection, cipher=down)
@@ -436,9 +439,9 @@ class TestKeys:
         old, new = generate_key(), generate_key()
         cipher = FernetCipher([new, old])
         assert cipher.key_ids == (FernetCipher(new).key_id, FernetCipher(old).key_id)
-        assert key_id_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
-        assert opened(sealed(RECORD, FernetCipher(old)), cipher) == RECORD
-        assert opened(sealed(RECORD, cipher), FernetCipher([old, new])) == RECORD
+        assert key_id_of(encrypted(RECORD, cipher).access_token) == FernetCipher(new).key_id
+        assert decrypted(encrypted(RECORD, FernetCipher(old)), cipher) == RECORD
+        assert decrypted(encrypted(RECORD, cipher), FernetCipher([old, new])) == RECORD
 
     @pytest.mark.parametrize("separator", [",", " ", ", ", "\n", ",\n "])
     def test_from_the_environment(self, monkeypatch, separator):
@@ -457,12 +460,12 @@ class TestKeys:
         keys, calls = [old], []
         cipher = FernetCipher(lambda: (calls.append(1), keys)[1])
         keys = [new, old]
-        record = sealed(RECORD, FernetCipher(new))
+        record = encrypted(RECORD, FernetCipher(new))
         with pytest.raises(UndecryptableTokenError):
-            opened(record, cipher)
+            decrypted(record, cipher)
         assert len(calls) == 1, "asked again too soon"
         pass_time(monkeypatch, 1.1)
-        assert opened(record, cipher) == RECORD
+        assert decrypted(record, cipher) == RECORD
         assert cipher.key_id == FernetCipher(new).key_id
         assert len(calls) == 2
 
@@ -477,10 +480,10 @@ class TestKeys:
             return [new, old][-len(calls) :]
 
         cipher = FernetCipher(keys)
-        record = sealed(RECORD, FernetCipher(new))
+        record = encrypted(RECORD, FernetCipher(new))
         pass_time(monkeypatch, 1.1)
         with ThreadPoolExecutor(8) as pool:
-            found = [*pool.map(lambda _: opened(record, cipher), range(8))]
+            found = [*pool.map(lambda _: decrypted(record, cipher), range(8))]
         assert found == [RECORD] * 8
         assert len(calls) == 2
 
@@ -488,15 +491,15 @@ class TestKeys:
         new, fetching, go_on = generate_key(), Event(), Event()
         answers = [lambda: generate_key(), lambda: (fetching.set(), go_on.wait(20))[0] or new]
         cipher = FernetCipher(lambda: (answers.pop(0) if answers else lambda: new)())
-        record = sealed(RECORD, FernetCipher(new))
+        record = encrypted(RECORD, FernetCipher(new))
         pass_time(monkeypatch, 1.1)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(opened, record, cipher)
+            waiting = pool.submit(decrypted, record, cipher)
             assert fetching.wait(20)
             child = os.fork()
             if child == 0:
                 signal.alarm(10)
-                os._exit(opened(record, cipher) != RECORD)
+                os._exit(decrypted(record, cipher) != RECORD)
             assert os.waitpid(child, 0)[1] == 0
             go_on.set()
             assert waiting.result() == RECORD
@@ -506,27 +509,30 @@ class TestKeys:
         [
             (lambda: 1 / 0, "It raised ZeroDivisionError"),
             (lambda: {}["1000.secret"], "It raised KeyError"),
-            (lambda: "1000.secret", "The key is no Fernet key"),
+            (lambda: "1000.secret", "The key is not a Fernet key"),
             (lambda: None, "There is no key"),
         ],
     )
-    def test_a_function_that_fails_is_no_missing_key(self, monkeypatch, caplog, again, reason):
+    def test_a_function_that_fails_is_not_a_missing_key(
+        self, connection, monkeypatch, caplog, again, reason
+    ):
         key = generate_key()
-        record = sealed(RECORD, FernetCipher(generate_key()))
+        TokenRepository(connection, cipher=FernetCipher(generate_key())).save(RECORD)
         answers, calls = [lambda: key], []
         cipher = FernetCipher(lambda: (calls.append(1), answers.pop() if answers else again)[1]())
+        repository = TokenRepository(connection, cipher=cipher)
         pass_time(monkeypatch, 61)
         with pytest.raises(CipherError, match=f"token with id '1'.*function.*{reason}") as raised:
-            opened(record, cipher)
+            repository.get("1")
         assert not isinstance(raised.value, UndecryptableTokenError)
-        assert raised.value.__context__ is None
+        assert raised.value.__cause__ is raised.value.__context__ is None
         # Everybody is told so for a second, before the function is asked again.
         with pytest.raises(CipherError, match=reason):
-            opened(record, cipher)
+            repository.get("1")
         assert len(calls) == 2
         # What is saved goes on under the key that is known, with a warning a minute.
         pass_time(monkeypatch, 200)
-        assert sealed(RECORD, cipher) != sealed(RECORD, cipher)
+        assert encrypted(RECORD, cipher) != encrypted(RECORD, cipher)
         assert cipher.key_id == FernetCipher(key).key_id
         [warning] = [each.getMessage() for each in caplog.records]
         assert reason in warning
@@ -537,11 +543,11 @@ class TestKeys:
         keys, calls = [old], []
         cipher = FernetCipher(lambda: (calls.append(1), keys)[1])
         keys = [new, old]
-        assert key_id_of(sealed(RECORD, cipher).access_token) == FernetCipher(old).key_id
+        assert key_id_of(encrypted(RECORD, cipher).access_token) == FernetCipher(old).key_id
         pass_time(monkeypatch, 61)
-        assert key_id_of(sealed(RECORD, cipher).access_token) == FernetCipher(new).key_id
+        assert key_id_of(encrypted(RECORD, cipher).access_token) == FernetCipher(new).key_id
         assert len(calls) == 2
-        assert opened(sealed(RECORD, FernetCipher(old)), cipher) == RECORD
+        assert decrypted(encrypted(RECORD, FernetCipher(old)), cipher) == RECORD
 
     @pytest.mark.parametrize(
         ("keys", "message"),
@@ -549,16 +555,16 @@ class TestKeys:
             ("", "There is no key"),
             ([], "There is no key"),
             (None, "There is no key. Pass keys, or set ZOHO_ORM_STORE_KEYS"),
-            ("short", "The key is no Fernet key"),
-            (["x" * 44], "The key is no Fernet key"),
-            ([KEY, "x" * 43], "Key 2 of 2 is no Fernet key"),
-            ([KEY, ""], "Key 2 of 2 is no Fernet key"),
+            ("short", "The key is not a Fernet key"),
+            (["x" * 44], "The key is not a Fernet key"),
+            ([KEY, "x" * 43], "Key 2 of 2 is not a Fernet key"),
+            ([KEY, ""], "Key 2 of 2 is not a Fernet key"),
             ([None], "There is no key"),
-            ([7], "The key is no Fernet key"),
-            (7, "The key is no Fernet key"),
+            ([7], "The key is not a Fernet key"),
+            (7, "The key is not a Fernet key"),
             (lambda: None, "There is no key"),
-            (lambda: "short", "The key is no Fernet key"),
-            (KEY[:-2] + "é=", "The key is no Fernet key"),
+            (lambda: "short", "The key is not a Fernet key"),
+            (KEY[:-2] + "é=", "The key is not a Fernet key"),
         ],
     )
     def test_a_malformed_key_is_refused_at_construction(self, monkeypatch, keys, message):
@@ -579,7 +585,7 @@ class TestKeys:
         assert "self = FernetCipher(<keys >)" in "".join(shown.format())
 
 
-class TestWhatIsNoCipher:
+class TestWhatIsNotACipher:
     @pytest.mark.parametrize("given", [KEY, 7, FernetCipher, Fernet(KEY), object()])
     def test_it_is_refused_at_construction(self, given):
         for make in (
@@ -606,7 +612,7 @@ class TestPickles:
     def test_nothing_that_holds_secrets_is_pickled(self):
         store, table = SQLAlchemyTokenStore("sqlite://"), TokenTable("sqlite://")
         for held in (RECORD, CIPHER, MemoryTokenStore(), store, table):
-            with pytest.raises(TypeError, match="is not pickled"):
+            with pytest.raises(TypeError, match="cannot be pickled"):
                 pickle.dumps(held)
 
     def test_a_record_is_its_own_copy(self):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,29 +14,35 @@ import pytest
 import zoho_orm_store
 
 PACKAGE = Path(zoho_orm_store.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 
 LAYERS = [
-    {"errors", "forks", "hashing"},
-    {"record", "revisions"},
-    {"matching", "cipher"},
     {
-        "digests",
-        "models",
-        "statements",
-        "dialects",
-        "loop",
-        "engines",
-        "binding",
-        "scopes",
+        "errors",
+        "records",
+        "_matching",
+        "_digests",
+        "encryption",
+        "_secrets",
+        "_database.forks",
+        "_database.drivers",
     },
-    {"repository", "lease", "refresh"},
-    {"migrations", "provision", "importers", "keys"},
-    {"sdk", "adapter", "memory", "store"},
-    {"testing", "demo", "cli"},
+    {"models", "_schema", "_sql", "_database"},
+    {"repository", "refresh", "_refresh", "_tokens"},
+    {"provision", "migrations", "rotation", "transfer"},
+    {"store", "memory", "_sdk"},
+    {"cli", "testing"},
 ]
-"""Each imports only what stands above it here, or in its own row."""
+"""The lowest first. A module imports only from its own layer and from those below it."""
 
-WITH_THE_SDK = {"sdk", "testing", "demo"}
+PLAIN_PYTHON = LAYERS[0]
+
+MAY_IMPORT = {
+    "zohocrmsdk": {"_sdk", "store", "memory", "cli", "testing"},
+    "alembic": {"provision", "migrations", "cli"},
+    "sqlalchemy": set().union(*LAYERS[1:]),
+}
+"""Packages from outside, and the modules and packages of ours that may import them."""
 
 
 def run(code):
@@ -47,12 +55,33 @@ def run(code):
     ).stdout
 
 
+def loaded_by(statement):
+    """The packages that are loaded after a statement in a new interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(run(code).split())
+
+
+def name_of(path):
+    """The module's name within the package: ``"_database.forks"``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := name_of(path))}
+"""The paths of all modules by name, but for the package itself, which imports each when it is asked for."""
+
+
+def unit_of(module):
+    """What the layers name: a module, or else the package that it is in."""
+    return module if any(module in layer for layer in LAYERS) else module.partition(".")[0]
+
+
 def layer_of(module):
-    return next(number for number, layer in enumerate(LAYERS) if module in layer)
+    return next(number for number, layer in enumerate(LAYERS) if unit_of(module) in layer)
 
 
 def imports_of(path):
-    """The modules that a module imports, other than for type checking."""
+    """What a module imports anywhere in its code, other than for type checking."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
@@ -61,26 +90,63 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            assert node.level == 0, f"{path} imports relatively"
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-MODULES = [
-    path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts != ("__init__.py",)
-]
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_stands_below_it(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def our_imports_of(path):
+    """The modules of this package that a module imports."""
     for name in imports_of(path):
-        root, _, rest = name.partition(".")
-        if root == "zohocrmsdk":
-            assert own in WITH_THE_SDK, f"{own} imports the SDK"
-        if root == "zoho_orm_store" and rest and rest.partition(".")[0] != "__version__":
-            imported = rest.partition(".")[0]
-            if (PACKAGE / imported).is_dir() or (PACKAGE / f"{imported}.py").is_file():
-                assert layer_of(imported) <= layer_of(own), f"{own} imports {imported}"
+        parts = name.split(".")
+        if parts.pop(0) == "zoho_orm_store":
+            while parts and ".".join(parts) not in MODULES:
+                parts.pop()
+            if parts:
+                yield ".".join(parts)
+
+
+def test_every_module_has_a_layer():
+    for module in MODULES:
+        layer_of(module)
+    units = {unit_of(module) for module in MODULES}
+    assert units == set().union(*LAYERS), "a layer names what is not there"
+
+
+def test_the_documentation_draws_the_same_layers():
+    [drawing] = re.findall(r"```text\n(6 .*?)```", ARCHITECTURE.read_text(), re.DOTALL)
+    drawn = [
+        {
+            name.removesuffix(".py").removesuffix("/").replace("/", ".")
+            for name in re.findall(r"\S+(?:\.py|/(?!\S))", layer)
+        }
+        for layer in re.split(r"^\d", drawing, flags=re.MULTILINE)[1:]
+    ]
+    assert drawn[::-1] == LAYERS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_below_it(module):
+    for imported in our_imports_of(MODULES[module]):
+        assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}"
+
+
+def test_there_are_no_import_cycles():
+    graph = {module: {*our_imports_of(path)} - {module} for module, path in MODULES.items()}
+    tuple(TopologicalSorter(graph).static_order())  # It raises CycleError, which names the cycle.
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_foreign_package_is_imported_only_where_it_belongs(module):
+    for name in imports_of(MODULES[module]):
+        allowed = MAY_IMPORT.get(name.partition(".")[0])
+        assert allowed is None or unit_of(module) in allowed, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(PLAIN_PYTHON))
+def test_plain_python_loads_no_sqlalchemy_by_a_detour(module):
+    loaded = loaded_by(f"import zoho_orm_store.{module}")
+    assert "zoho_orm_store" in loaded
+    assert not {"sqlalchemy", "alembic", "zohocrmsdk", "cryptography"} & loaded
 
 
 @pytest.mark.parametrize(
@@ -96,16 +162,7 @@ def test_a_module_imports_only_what_stands_below_it(path):
     ],
 )
 def test_importing_loads_no_more_than_is_used(statement, absent):
-    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
-    assert not absent & set(run(code).split())
-
-
-def test_every_public_name_is_there():
-    for name in zoho_orm_store.__all__:
-        assert getattr(zoho_orm_store, name) is not None
-    assert set(zoho_orm_store.__all__) <= set(dir(zoho_orm_store))
-    with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
-        zoho_orm_store.nonesuch  # noqa: B018
+    assert not absent & loaded_by(statement)
 
 
 def test_a_default_driver_that_no_extra_brings_is_named_with_another_G2():

@@ -166,7 +166,7 @@ class TestFailures:
         self, processes, zoho, expired, stored, wait_for_lease
     ):
         policy = {"lease": 1.0, "wait": 10}
-        zoho.delay = 0.5
+        zoho.delay = 4  # Longer than it takes to see the lease on a busy machine.
         with (
             processes(1, token={"id": expired}, threads=1, policy=policy) as (suspended,),
             processes(1, token={"id": expired}, threads=1, policy=policy) as (worker,),
@@ -174,6 +174,7 @@ class TestFailures:
             suspended.go()
             wait_for_lease()
             suspended.signal(signal.SIGSTOP)
+            zoho.delay = 0.5
             time.sleep(1)
             worker.go()
             assert worker.result()["failures"] == []

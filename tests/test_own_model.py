@@ -257,7 +257,7 @@ class TestTenants:
                 connection.execute(ZohoToken.__table__.update().values(tenant_id=8))
         cipher = FernetCipher(generate_key())
         summary = rotate_keys(engine, cipher, model=ZohoToken, scope=scope)
-        assert (summary.number, summary.left) == (0, 1)
+        assert (summary.rotated, summary.left) == (0, 1)
         [error] = summary.undecryptable
         assert error.id == "1"
         assert "pass scope=" in str(error)

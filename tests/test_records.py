@@ -29,7 +29,7 @@ def test_the_longest_value_is_accepted_and_one_more_is_not_A4(field):
 @pytest.mark.parametrize("field", FIELDS)
 def test_what_no_database_stores_exactly_is_refused_A4(field):
     for value in ("a\0b", "\0", "a\ud800b", "é\0"):
-        with pytest.raises(InvalidTokenError, match=f"{field} holds a NUL character or a lone"):
+        with pytest.raises(InvalidTokenError, match=f"{field} contains a NUL character or a lone"):
             TokenRecord(**{field: value}).check_storable()
         assert not is_storable(field, value)
 
@@ -65,9 +65,9 @@ def test_what_would_not_come_back_as_it_was_is_refused_A3(value):
 
 @pytest.mark.parametrize("secret", ["zq", "zbcdefghijk", "zbcdefghijklmnop"])
 def test_no_more_than_four_characters_of_a_secret_are_shown_G3(secret):
-    shown = mask(secret)
-    assert secret not in shown
-    assert not any(secret[n : n + 5] in shown for n in range(len(secret) - 4))
+    masked = mask(secret)
+    assert secret not in masked
+    assert not any(secret[n : n + 5] in masked for n in range(len(secret) - 4))
     for field in SECRETS:
         assert secret not in repr(TokenRecord(**{field: secret}))
 

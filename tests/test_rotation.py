@@ -15,8 +15,8 @@ import pytest
 from conftest import CIPHER, empty, on_sqlite, operations
 from databases import SERVERS
 from sqlalchemy import create_engine, event, insert, make_url, text
-from test_cipher import RECORD
 from test_concurrency import ENVIRONMENT, WORKER
+from test_encryption import RECORD
 from typer.testing import CliRunner
 
 from zoho_orm_store import (
@@ -43,7 +43,7 @@ DOES_NOT_ENCRYPT, HAS_THE_OLD_KEY_FIRST = 6, 7
 
 def fill(url, rows, cipher, user=lambda number: f"user {number}"):
     """Store so many tokens, encrypted under a cipher, faster than one by one."""
-    vault, now = Secrets(cipher), utc_now()
+    secrets, now = Secrets(cipher), utc_now()
     engine = create_engine(url)
     values = []
     for number in range(rows):
@@ -58,7 +58,7 @@ def fill(url, rows, cipher, user=lambda number: f"user {number}"):
             updated_at=now,
         )
         row = {name: getattr(record, name) for name in TokenRecord.__match_args__}
-        values.append(row | vault.encrypted(record) | digests_of(record))
+        values.append(row | secrets.encrypted(record) | digests_of(record))
     with engine.begin() as connection:
         connection.execute(insert(StoredToken), values)
     engine.dispose()
@@ -105,7 +105,7 @@ def by_key(url):
     return read(url, operations().count_by_key)
 
 
-class TestRekeying:
+class TestRotating:
     def test_every_token_comes_under_the_first_key(self, database):
         fill(database, 250, FernetCipher(OLD))
         with SQLAlchemyTokenStore(database) as plain:
@@ -130,7 +130,7 @@ class TestRekeying:
         assert tokens_of(database, None).get(f"{7:032x}").refresh_token
 
     @on_sqlite
-    def test_what_no_key_opens_is_left_as_it_is_and_named(self, database):
+    def test_what_no_key_decrypts_is_left_as_it_is_and_named(self, database):
         fill(database, 120, FernetCipher(OLD))
         engine = create_engine(database)
         with engine.begin() as connection:
@@ -397,7 +397,7 @@ class TestCommands:
     def test_a_malformed_key(self, run):
         result = run("list", keys=["nonsense"])
         assert result.exit_code == 1
-        assert result.stderr.startswith("Error: The key is no Fernet key")
+        assert result.stderr.startswith("Error: The key is not a Fernet key")
         assert "nonsense" not in result.stderr
 
     @on_sqlite
