@@ -196,7 +196,7 @@ class TestDoctor:
         monkeypatch.setenv("ZOHO_ORM_STORE_URL", url)
         result = CliRunner().invoke(app, ["doctor"])
         assert result.exit_code == 1
-        assert f"WRONG  {url} has no tables of this package; revision" in result.stdout
+        assert f"WRONG  {url} has no tables of this package, or" in result.stdout
         assert "zoho-orm-store upgrade" in result.stdout
 
     @on_sqlite

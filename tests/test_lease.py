@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from threading import Barrier
 
 import pytest
@@ -126,18 +127,20 @@ def test_of_many_at_once_one_gets_it(leases):
             assert sum(pool.map(take, range(16))) == 1
 
 
-@pytest.mark.parametrize("owner", ["", "garbage", "\N{PILE OF POO}" * 64, "failed 99"])
-@pytest.mark.parametrize("failures", [-(2**31), 2**31 - 1])
-@pytest.mark.parametrize("expires_at", [-(2**63), 2**63 - 1])
-def test_a_planted_lease_is_read_and_taken_J4(leases, plant, owner, failures, expires_at):
-    plant(owner=owner, failures=failures, expires_at=expires_at)
-    seen = leases.holder(KEY)
-    assert seen[:2] == (owner, failures)
-    assert (seen.left > 0) == (expires_at > 0)
-    leases.sweep()
-    if expires_at > 0:
-        assert leases.take(KEY, seen, "ada's", 0, 10)
-        assert leases.holder(KEY).left <= 10
+def test_a_planted_lease_is_read_and_taken_J4(engine, leases, plant):
+    owners = ("", "garbage", "\N{PILE OF POO}" * 64, "failed 99")
+    limits = ((-(2**31), -(2**63)), (-(2**31), 2**63 - 1), (2**31 - 1, -(2**63)))
+    for owner, (failures, expires_at) in product(owners, (*limits, (2**31 - 1, 2**63 - 1))):
+        plant(owner=owner, failures=failures, expires_at=expires_at)
+        seen = leases.holder(KEY)
+        assert seen[:2] == (owner, failures)
+        assert (seen.left > 0) == (expires_at > 0)
+        leases.sweep()
+        if expires_at > 0:
+            assert leases.take(KEY, seen, "ada's", 0, 10)
+            assert leases.holder(KEY).left <= 10
+        with engine.begin() as connection:
+            connection.execute(TABLE.delete())
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -10,22 +10,22 @@ from zoho_orm_store import InvalidTokenError, TokenRecord, UserMismatchError
 from zoho_orm_store._digests import digest, digests_of, identity_digest
 from zoho_orm_store._matching import (
     Identity,
-    Rung,
+    Lookup,
     check_credentials,
     filled,
-    hits,
     identity_of,
     is_absorbed,
+    lookups_to_find,
+    lookups_to_save,
+    matches,
     merged,
-    rungs_to_find,
-    rungs_to_save,
-    update_of,
+    plan_update,
 )
 
 
-class TestRungs:
+class TestLookups:
     @pytest.mark.parametrize(
-        ("asked", "rungs"),
+        ("asked", "lookups"),
         [
             ({}, []),
             ({"id": "1", "user_name": "u", "refresh_token": "r"}, ["ID"]),
@@ -37,11 +37,11 @@ class TestRungs:
             ({"user_name": "u" * 513}, []),
         ],
     )
-    def test_to_find_B1_B5_B9(self, asked, rungs):
-        assert [rung.name for rung in rungs_to_find(TokenRecord(**asked))] == rungs
+    def test_to_find_B1_B5_B9(self, asked, lookups):
+        assert [lookup.name for lookup in lookups_to_find(TokenRecord(**asked))] == lookups
 
     @pytest.mark.parametrize(
-        ("asked", "rungs"),
+        ("asked", "lookups"),
         [
             ({"id": "1", "user_name": "u"}, ["ID", "USER"]),
             ({"access_token": "a", "client_id": "c"}, ["IDENTITY"]),
@@ -49,8 +49,8 @@ class TestRungs:
             ({"access_token": "a", "client_id": "c", "user_name": "u"}, ["USER"]),
         ],
     )
-    def test_to_save_B9_E4(self, asked, rungs):
-        assert [rung.name for rung in rungs_to_save(TokenRecord(**asked))] == rungs
+    def test_to_save_B9_E4(self, asked, lookups):
+        assert [lookup.name for lookup in lookups_to_save(TokenRecord(**asked))] == lookups
 
     @pytest.mark.parametrize(
         ("asked", "stored", "hit"),
@@ -62,12 +62,12 @@ class TestRungs:
         ],
     )
     def test_a_match_never_crosses_clients_B2_B6(self, asked, stored, hit):
-        assert hits(Rung.USER, TokenRecord(**asked), TokenRecord(**stored)) is hit
+        assert matches(Lookup.USER, TokenRecord(**asked), TokenRecord(**stored)) is hit
 
     def test_a_match_never_crosses_users_B6(self):
         asked = TokenRecord(user_name="u", refresh_token="r")
-        assert not hits(Rung.REFRESH, asked, TokenRecord(user_name="v", refresh_token="r"))
-        assert hits(Rung.REFRESH, asked, TokenRecord(refresh_token="r"))
+        assert not matches(Lookup.REFRESH, asked, TokenRecord(user_name="v", refresh_token="r"))
+        assert matches(Lookup.REFRESH, asked, TokenRecord(refresh_token="r"))
 
 
 class TestFilling:
@@ -134,7 +134,7 @@ class TestSaving:
     def test_another_users_row_is_not_touched_E5(self):
         stored = TokenRecord(id="1", user_name="u", refresh_token="r")
         with pytest.raises(UserMismatchError):
-            update_of(stored, TokenRecord(id="1", user_name="v"), lambda saved: [])
+            plan_update(stored, TokenRecord(id="1", user_name="v"), lambda saved: [])
 
     @pytest.mark.parametrize(
         ("other", "absorbed"),
@@ -160,7 +160,7 @@ class TestSaving:
             id="met", refresh_token="r", api_domain="new", updated_at=datetime(2026, 1, 2)
         )
         asked = TokenRecord(user_name="u", refresh_token="r", access_token="a")
-        saved, removed = update_of(met, asked, lambda saved: [own])
+        saved, removed = plan_update(met, asked, lambda saved: [own])
         assert (saved.id, saved.api_domain, saved.access_token) == ("own", "new", "a")
         assert removed == ["met"]
 
