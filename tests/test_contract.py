@@ -204,17 +204,17 @@ class TestMatching:
         asked = make_token(user="nobody yet", grant_token="spent", refresh_token="r")
         assert store.find_token(asked).get_id() == saved.get_id()
 
-    @pytest.mark.parametrize("rung", ["access_token", "grant_token", "refresh_token"])
-    def test_a_match_never_crosses_users_B6(self, store, rung):
-        save(store, user="u", **{"access_token": "a", rung: "t"})
-        assert store.find_token(make_token(user="v", **{rung: "t"})) is None
-        assert store.find_token(make_token(**{rung: "t"})) is not None
+    @pytest.mark.parametrize("lookup", ["access_token", "grant_token", "refresh_token"])
+    def test_a_match_never_crosses_users_B6(self, store, lookup):
+        save(store, user="u", **{"access_token": "a", lookup: "t"})
+        assert store.find_token(make_token(user="v", **{lookup: "t"})) is None
+        assert store.find_token(make_token(**{lookup: "t"})) is not None
 
-    @pytest.mark.parametrize("rung", ["grant_token", "refresh_token"])
-    def test_a_match_never_crosses_clients_B6(self, store, rung):
-        save(store, client_id="c", **{"access_token": "a", rung: "t"})
-        assert store.find_token(make_token(client_id="d", **{rung: "t"})) is None
-        assert store.find_token(make_token(client_id="c", **{rung: "t"})) is not None
+    @pytest.mark.parametrize("lookup", ["grant_token", "refresh_token"])
+    def test_a_match_never_crosses_clients_B6(self, store, lookup):
+        save(store, client_id="c", **{"access_token": "a", lookup: "t"})
+        assert store.find_token(make_token(client_id="d", **{lookup: "t"})) is None
+        assert store.find_token(make_token(client_id="c", **{lookup: "t"})) is not None
 
     def test_the_one_saved_last_B7(self, store):
         first = save(store, user="u", client_id="c", access_token="a1")

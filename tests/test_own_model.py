@@ -1,4 +1,4 @@
-"""A project's own model, and tenants fenced off from each other within its table."""
+"""A project's own model, and tenants kept apart within its table."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ class TestTenants:
             assert (repository.count(), repository.list(), [*repository.stream()]) == (0, [], [])
 
     @on_sqlite
-    def test_a_tenants_secrets_are_bound_to_it_and_rekeyed_by_a_call_of_its_own(self, engine):
+    def test_a_tenants_secrets_are_bound_to_it_and_rotated_by_a_call_of_its_own(self, engine):
         key = generate_key()
         options = {"model": ZohoToken, "scope": {"tenant_id": 7}}
         seven = SQLAlchemyTokenStore(engine, cipher=FernetCipher(key), **options)
