@@ -14,9 +14,8 @@ from databases import SERVERS
 from sqlalchemy import create_engine, select, text
 
 from zoho_orm_store import RefreshLease
-from zoho_orm_store._refresh.keys import lease_key
 from zoho_orm_store._refresh.leases import DatabaseLeases
-from zoho_orm_store._refresh.rules import Holder
+from zoho_orm_store._refresh.rules import Holder, lease_key
 from zoho_orm_store._sql.dialects import server_clock
 
 KEY = lease_key("refresh_token", "1000.refresh", "ada")
@@ -27,6 +26,7 @@ TABLE = RefreshLease.__table__
 class EachInItsTransaction:
     def __init__(self, engine):
         self.engine = engine
+        self.dialect_name = engine.dialect.name
 
     def write(self, work, *args):
         with self.engine.begin() as connection:

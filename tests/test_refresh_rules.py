@@ -18,8 +18,7 @@ from greenlet import greenlet
 
 from zoho_orm_store import ConfigurationError, RefreshFailedError, RefreshPolicy, TokenRecord
 from zoho_orm_store._refresh.coordinator import Clock, RefreshCoordinator, Settled
-from zoho_orm_store._refresh.keys import lease_key
-from zoho_orm_store._refresh.rules import Holder, Step, next_step
+from zoho_orm_store._refresh.rules import Holder, Step, lease_key, next_step
 from zoho_orm_store._refresh.sdk_behaviour import watch_request
 from zoho_orm_store.errors import DatabaseError, DatabaseUnreachableError
 from zoho_orm_store.refresh import RefreshStats

@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias
 
 from sqlalchemy import column, inspect, select
 from sqlalchemy import table as table_clause
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from zoho_orm_store._database.database import Database
     from zoho_orm_store._database.engines import Bind
     from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.models import StoredTokenMixin
@@ -57,8 +56,6 @@ SDK_COLUMNS = tuple(FIELDS)
 
 FILE_HEADER = tuple("redirect_uri" if name == "redirect_url" else name for name in FIELDS)
 """The first line of the SDK's ``FileStore``, which has its own name for the redirect URL."""
-
-T = TypeVar("T")
 
 Outcome: TypeAlias = Literal["added", "updated", "unchanged", "refused"]
 
@@ -145,17 +142,14 @@ class TokenTable:
             ConfigurationError: The table is missing, or does not hold tokens.
             DatabaseError: The database refused or lost the operation.
         """
-        with closing(self._open()) as database:
-            columns = _read(database, self._columns)
+        with closing(our_errors(open_database)(self._bind)) as database:
+            read = our_errors(database.read)
+            columns = read(self._columns)
             last: object = None
-            while rows := _read(database, self._page, columns, last):
+            while rows := read(self._page, columns, last):
                 for row in rows:
                     yield _found(f"the row with id {row[0]!r}", row, self._secrets)
                 last = rows[-1][0]
-
-    @our_errors
-    def _open(self) -> Database:
-        return open_database(self._bind)
 
     def _columns(self, connection: Connection) -> Sequence[str]:
         inspector = inspect(connection)
@@ -177,11 +171,6 @@ class TokenTable:
         if last is not None:
             page = page.where(rows.c.id > last)
         return connection.execute(page).all()
-
-
-@our_errors
-def _read(database: Database, work: Callable[..., T], *args: object) -> T:
-    return database.read(work, *args)
 
 
 def _found(where: str, values: Sequence[object], secrets: Secrets = PLAIN_TEXT) -> Found:
@@ -215,10 +204,7 @@ class ImportSummary(NamedTuple):
 
 
 class _UndoError(Exception):
-    """Carries a dry run's result out of the transaction that it rolls back."""
-
-    def __init__(self, done: list[tuple[Outcome, str]]) -> None:
-        self.done = done
+    """Rolls a dry run's transaction back."""
 
 
 @our_errors
@@ -231,7 +217,7 @@ def import_tokens(
     cipher: TokenCipher | None = None,
     strict: bool = False,
     dry_run: bool = False,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], object] = lambda done: None,
 ) -> ImportSummary:
     """Save the tokens of a source.
 
@@ -256,52 +242,33 @@ def import_tokens(
         DatabaseError: The database refused or lost the operation.
     """
     operations = TokenOperations.of_model(model, scope, cipher)
-    counted: Counter[Outcome] = Counter()
-    refused: list[str] = []
+    outcomes: list[tuple[Outcome, str]] = []
 
-    def save_all(connection: Connection, found: Iterable[Found]) -> list[tuple[Outcome, str]]:
-        done = [_save(connection, operations, each) for each in found]
-        if strict and (problems := [problem for outcome, problem in done if outcome == "refused"]):
-            raise InvalidTokenError(f"Nothing was imported, because of {problems[0]}")
+    def save_all(connection: Connection, tokens: Iterable[Found]) -> list[tuple[Outcome, str]]:
+        saved: list[tuple[Outcome, str]] = []
+        for batch in _batches(tokens):
+            saved += [_save(connection, operations, found) for found in batch]
+            on_progress(len(outcomes) + len(saved))
+        problem = next((problem for _, problem in saved if problem), None)
+        if strict and problem:
+            raise InvalidTokenError(f"Nothing was imported, because of {problem}")
         if dry_run:
-            raise _UndoError(done)
-        return done
+            outcomes.extend(saved)
+            raise _UndoError
+        return saved
 
     with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
-        counting = source if on_progress is None else _Counting(source, on_progress)
-        for batch in _batches(counting, whole=strict or dry_run):
-            try:
-                done = database.write(save_all, batch)
-            except _UndoError as undone:
-                done = undone.done
-            counted.update(outcome for outcome, _ in done)
-            refused += [problem for outcome, problem in done if outcome == "refused"]
-    return ImportSummary(counted["added"], counted["updated"], counted["unchanged"], tuple(refused))
+        for tokens in [source] if strict or dry_run else _batches(source):
+            with suppress(_UndoError):
+                outcomes += database.write(save_all, tokens)
+    counted = Counter(outcome for outcome, _ in outcomes)
+    refused = tuple(problem for _, problem in outcomes if problem)
+    return ImportSummary(counted["added"], counted["updated"], counted["unchanged"], refused)
 
 
-class _Counting:
-    """A source that reports how many tokens were read from it."""
-
-    def __init__(self, source: Iterable[Found], on_progress: Callable[[int], None]) -> None:
-        self._source = source
-        self._on_progress = on_progress
-
-    def __iter__(self) -> Iterator[Found]:
-        number = 0
-        for number, found in enumerate(self._source, 1):
-            yield found
-            if number % _BATCH == 0:
-                self._on_progress(number)
-        if number % _BATCH:
-            self._on_progress(number)
-
-
-def _batches(source: Iterable[Found], *, whole: bool) -> Iterator[Iterable[Found]]:
-    if whole:
-        yield source
-        return
-    each = iter(source)
-    while batch := list(islice(each, _BATCH)):
+def _batches(source: Iterable[Found]) -> Iterator[list[Found]]:
+    tokens = iter(source)
+    while batch := list(islice(tokens, _BATCH)):
         yield batch
 
 

@@ -10,28 +10,26 @@ import logging
 import random
 import threading
 import time
+from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from uuid import uuid4
 
 from zoho_orm_store._database.forks import tell_forked_children
-from zoho_orm_store._refresh.keys import key_to_refresh, keys_to_release
 from zoho_orm_store._refresh.rules import (
     Holder,
     Step,
     counted_failures,
+    key_to_refresh,
+    keys_to_release,
     may_refresh_ahead,
     next_step,
     wait_or_time_out,
 )
-from zoho_orm_store._refresh.sdk_behaviour import (
-    SDK_MARGIN,
-    SLACK,
-    ends_within,
-    shown_as_expired,
-    with_real_expiry,
-)
+from zoho_orm_store._refresh.sdk_behaviour import SDK_MARGIN, SLACK, ends_within, shown_as_expired
 from zoho_orm_store.errors import DatabaseError, RefreshFailedError, ZohoOrmStoreError
 from zoho_orm_store.records import TokenRecord
 from zoho_orm_store.refresh import RefreshPolicy, RefreshStats
@@ -39,15 +37,7 @@ from zoho_orm_store.refresh import RefreshPolicy, RefreshStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = [
-    "Clock",
-    "Held",
-    "Leases",
-    "LookAgain",
-    "OnFailure",
-    "RefreshCoordinator",
-    "Settled",
-]
+__all__ = ["Clock", "Held", "Leases", "RefreshCoordinator", "Settled"]
 
 _USABLE = SDK_MARGIN + SLACK
 """Seconds before its end up to which a token is handed out without a refresh."""
@@ -66,12 +56,6 @@ _OUTCOMES = {
 """How a wait ends: the counter in the stats, and the words in the log."""
 
 logger = logging.getLogger("zoho_orm_store")
-
-LookAgain: TypeAlias = "Callable[[], TokenRecord | None]"
-"""Finds the token again."""
-
-OnFailure: TypeAlias = "Callable[[], TokenRecord | None]"
-"""Is called when the refresh has failed. Returns the token to go on with all the same, if any."""
 
 
 class Clock:
@@ -119,49 +103,41 @@ class Settled(NamedTuple):
 
     Attributes:
         record: The token, live or not, if there is one.
-        on_failure: What to call if the refresh fails, if the caller is the one that refreshes.
+        on_failure: What to call if the refresh fails, if the caller is the one that refreshes. It
+            returns the token to go on with all the same, if any.
     """
 
     record: TokenRecord | None
-    on_failure: OnFailure | None = None
+    on_failure: Callable[[], TokenRecord | None] | None = None
 
 
 class _Request(NamedTuple):
-    """What a caller needs.
-
-    Attributes:
-        key: The lease on the token's refresh.
-        asked: What the caller uses if no token is stored.
-        look_again: Finds the stored token again.
-        margin: Seconds before its end from which the token is to be refreshed.
-    """
+    """What a caller needs: the same in each round of its wait."""
 
     key: str
     asked: TokenRecord | None
-    look_again: LookAgain
-    margin: float
+    look_again: Callable[[], TokenRecord | None]
+    margin: float  # Seconds before its end from which the token is to be refreshed.
 
 
 class Held(NamedTuple):
-    """A lease that a caller took in order to refresh a token.
+    """A lease that a caller took in order to refresh a token."""
 
-    Attributes:
-        owner: The name under which it was taken, which was never used before.
-        thread: The thread that took it.
-        until: When it ends, by the monotonic clock.
-        seen: The token as it was stored then.
-        shown_expiry: The expiry that the caller was shown, if it is not the real one.
-    """
-
-    owner: str
+    owner: str  # The name under which it was taken, which was never used before.
     thread: int
-    until: float
-    seen: TokenRecord
-    shown_expiry: int | None
+    until: float  # When it ends, by the monotonic clock.
+    seen: TokenRecord  # The token as it was stored when the lease was taken.
+    shown_expiry: int | None  # The expiry that the caller was shown, if it is not the real one.
 
     def without_shown_expiry(self, saved: TokenRecord) -> TokenRecord:
-        """Return what to save: a token that was not refreshed keeps its real expiry."""
-        return with_real_expiry(saved, self.seen, self.shown_expiry)
+        """Return what to save: a token that was not refreshed keeps the expiry that is stored.
+
+        An application may look a token up and save it without a refresh in between.
+        """
+        shown = (self.seen.access_token, self.shown_expiry)
+        if self.shown_expiry is None or shown != (saved.access_token, saved.expiry_time):
+            return saved
+        return replace(saved, expiry_time=None)
 
 
 # A caller is a context: a thread, a task or a greenlet, whatever was patched when. A context can
@@ -170,8 +146,7 @@ class Held(NamedTuple):
 # counts only in the thread that made it. Of the tasks of one thread that were copied from a context
 # with a lease, only the first renews it, because it then gets another owner.
 _held_in_context: ContextVar[Mapping[tuple[object, str], Held]] = ContextVar(
-    "zoho_orm_store_refresh_leases",
-    default={},  # noqa: B039 - replaced at each change, never changed in place
+    "zoho_orm_store_refresh_leases", default=MappingProxyType({})
 )
 
 _SYSTEM_CLOCK = Clock()
@@ -191,40 +166,31 @@ class RefreshCoordinator:
         self._policy = policy
         self._clock = clock
         self._swept_at = float("-inf")
-        self._start()
+        self._forked()
         tell_forked_children(self)
 
-    def _start(self) -> None:
+    def _forked(self) -> None:
+        """Start, also in a forked child, which has none of its parent's leases."""
         self._identity = object()
         """Whose entries in the contexts are ours. A forked child copies them, and gets another."""
         self._lock = threading.Lock()
-        self._stats = RefreshStats()
+        self.stats = RefreshStats()
         self._being_taken: set[str] = set()
         self._tried_ahead: dict[str, tuple[int | None, float]] = {}
         # Processes that try one after another do not compete for the lease.
         ahead = self._policy.ahead * self._clock.uniform(0.9, 1)
         self._margin = max(_USABLE, ahead)
 
-    def _forked(self) -> None:
-        """Start again in a forked child, which has none of its parent's leases."""
-        self._start()
-
-    @property
-    def stats(self) -> RefreshStats:
-        """What has happened so far."""
-        return self._stats
-
     def is_settled(self, found: TokenRecord | None) -> bool:
         """Whether there is nothing to decide: the token is live, and the caller has no lease."""
-        return (
-            found is not None and not _held_in_context.get() and self._is_live(found, self._margin)
-        )
+        is_live = found is not None and self._is_live(found, self._margin)
+        return is_live and not _held_in_context.get()
 
     def settle(
         self,
         found: TokenRecord | None,
         asked: TokenRecord | None,
-        look_again: LookAgain,
+        look_again: Callable[[], TokenRecord | None],
         scope_parts: tuple[str, ...],
     ) -> Settled:
         """Decide what a caller gets that is about to use a token, after a wait if need be.
@@ -240,44 +206,35 @@ class RefreshCoordinator:
             DatabaseError: The database refused or lost an operation.
         """
         record = found or asked
-        if record is None:
-            return Settled(None)
-        key = key_to_refresh(record, scope_parts)
+        key = None if record is None else key_to_refresh(record, scope_parts)
+        if record is None or key is None:
+            return Settled(found)
         if self._is_live(record, self._margin if found else SDK_MARGIN):
             self.forget(key)
             return Settled(found)
-        if key is None:
-            return Settled(found)
         if found is None or not self._is_live(found, _USABLE):
             return self._refresh_or_wait(_Request(key, asked, look_again, _USABLE), found)
-        try:
-            return self._refresh_ahead(_Request(key, None, look_again, self._margin), found)
-        except ZohoOrmStoreError as error:
-            logger.info("A token could not be refreshed ahead (%.8s): %s", key, error)
-            return Settled(found)
+        return self._refresh_ahead(_Request(key, None, look_again, self._margin), found)
 
     def lease_for(self, record: TokenRecord, scope_parts: tuple[str, ...]) -> str | None:
         """Return the key of the caller's lease that a save of a token ends, if there is one."""
         if not _held_in_context.get():
             return None
-        leases = [
-            (held.until, key)
-            for key in keys_to_release(record, scope_parts)
-            if (held := self.held(key)) is not None
-        ]
+        keys = keys_to_release(record, scope_parts)
+        leases = [(held.until, key) for key in keys if (held := self.held(key))]
         return max(leases)[1] if leases else None
 
     def held(self, key: str) -> Held | None:
         """Return the caller's own lease, also after it has ended."""
         held = _held_in_context.get().get((self._identity, key))
-        return held if held is not None and held.thread == threading.get_ident() else None
+        return held if held and held.thread == threading.get_ident() else None
 
-    def forget(self, key: str | None) -> None:
+    def forget(self, key: str) -> None:
         """Note that the caller has released a lease, or does not need it."""
         leases = _held_in_context.get()
-        if key is not None and (self._identity, key) in leases:
-            others = {each: held for each, held in leases.items() if each != (self._identity, key)}
-            _held_in_context.set(others)
+        mine = (self._identity, key)
+        if mine in leases:
+            _held_in_context.set({each: leases[each] for each in leases if each != mine})
 
     def failed(self, key: str) -> TokenRecord | None:
         """Give up the caller's lease, because its refresh has failed.
@@ -329,16 +286,18 @@ class RefreshCoordinator:
 
     def _refresh_ahead(self, request: _Request, live: TokenRecord) -> Settled:
         """Hand the live token to everyone, but to one caller as if it had expired."""
-        if not self._is_first_to_try_ahead(request.key, live):
-            return Settled(live)
-        holder = self._leases.holder(request.key)
-        is_mine = self._is_mine(request.key, holder)
-        if not may_refresh_ahead(holder, self._policy, is_mine=is_mine):
-            return Settled(live)
-        settled = self._try_to_refresh(request, holder)
+        key, settled = request.key, None
+        try:
+            if self._is_first_to_try_ahead(key, live):
+                holder = self._leases.holder(key)
+                is_mine = self._is_mine(key, holder)
+                if may_refresh_ahead(holder, self._policy, is_mine=is_mine):
+                    settled = self._try_to_refresh(request, holder)
+        except ZohoOrmStoreError as error:
+            logger.info("A token could not be refreshed ahead (%.8s): %s", key, error)
         if settled is None:
             return Settled(live)
-        self._count(ahead=int(settled.on_failure is not None))
+        self._count(ahead=settled.on_failure is not None)
         return settled
 
     def _try_to_refresh(self, request: _Request, before: Holder | None) -> Settled | None:
@@ -352,19 +311,22 @@ class RefreshCoordinator:
         owner = self._take(key, before)
         if owner is None:
             return None
-        try:
+        with ExitStack() as unless_needed:
+            unless_needed.callback(self._give_back, key, owner)
             found = request.look_again()
-        except BaseException:
-            self._give_back(key, owner)
-            raise
-        if self._is_enough(found, request):
-            self._give_back(key, owner)
-            return Settled(found)
-        shown = None if found is None else shown_as_expired(found, self._clock.time())
-        shown_expiry = None if shown is None or shown is found else shown.expiry_time
+            if self._is_enough(found, request):
+                return Settled(found)
+            unless_needed.pop_all()
+        is_taken_over = before and not before.is_free and not self._is_mine(key, before)
+        self._count(acquired=1, taken_over=bool(is_taken_over))
+        if is_taken_over:
+            logger.info("The lease %.8s is taken over; its last owner did not release it", key)
+        else:
+            logger.debug("The lease %.8s is acquired", key)
+        shown = found and shown_as_expired(found, self._clock.time())
+        shown_expiry = shown.expiry_time if shown and shown is not found else None
         seen = found or request.asked or TokenRecord()
         until = self._clock.monotonic() + self._policy.lease
-        self._note_acquired(key, before)
         self._remember(key, Held(owner, threading.get_ident(), until, seen, shown_expiry))
         return Settled(shown, partial(self.failed, key))
 
@@ -386,14 +348,6 @@ class RefreshCoordinator:
         if taken:
             self._sweep()
         return owner if taken else None
-
-    def _note_acquired(self, key: str, before: Holder | None) -> None:
-        is_taken_over = not (before is None or before.is_free or self._is_mine(key, before))
-        self._count(acquired=1, taken_over=int(is_taken_over))
-        if is_taken_over:
-            logger.info("The lease %.8s is taken over; its last owner did not release it", key)
-        else:
-            logger.debug("The lease %.8s is acquired", key)
 
     def _end_wait(self, step: Step, key: str, found: TokenRecord | None, waited: float) -> Settled:
         counter, outcome = _OUTCOMES[step]
@@ -423,7 +377,7 @@ class RefreshCoordinator:
 
     def _is_mine(self, key: str, holder: Holder | None) -> bool:
         held = self.held(key)
-        return held is not None and holder is not None and holder.owner == held.owner
+        return bool(held and holder and holder.owner == held.owner)
 
     def _remember(self, key: str, held: Held) -> None:
         since = self._clock.monotonic() - _REMEMBERED_FOR
@@ -450,8 +404,8 @@ class RefreshCoordinator:
 
     def _count(self, **by: float) -> None:
         with self._lock:
-            counted = {name: getattr(self._stats, name) + number for name, number in by.items()}
-            self._stats = self._stats._replace(**counted)
+            counted = {name: getattr(self.stats, name) + number for name, number in by.items()}
+            self.stats = self.stats._replace(**counted)
 
     def _is_live(self, record: TokenRecord, margin: float) -> bool:
         return not ends_within(record, margin, self._clock.time())

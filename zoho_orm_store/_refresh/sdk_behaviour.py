@@ -10,6 +10,7 @@ ends, the store watches the request itself.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -17,14 +18,7 @@ if TYPE_CHECKING:
 
     from zoho_orm_store.records import TokenRecord
 
-__all__ = [
-    "SDK_MARGIN",
-    "SLACK",
-    "ends_within",
-    "shown_as_expired",
-    "watch_request",
-    "with_real_expiry",
-]
+__all__ = ["SDK_MARGIN", "SLACK", "ends_within", "shown_as_expired", "watch_request"]
 
 SDK_MARGIN = 5.0
 """Seconds before its end from which the SDK refreshes an access token."""
@@ -45,70 +39,38 @@ class SDKToken(Protocol):
 
 
 def ends_within(record: TokenRecord, seconds: float, now: float) -> bool:
-    """Whether a token's access token is missing, or ends soon.
-
-    Args:
-        record: The token.
-        seconds: How soon.
-        now: The time in epoch seconds.
-    """
+    """Whether a token has no access token, or one that ends within some seconds of ``now``."""
     if record.access_token is None:
         return True
     return record.expiry_time is not None and record.expiry_time < (now + seconds) * 1000
 
 
 def shown_as_expired(record: TokenRecord, now: float) -> TokenRecord:
-    """Return a token with an expiry that makes the SDK refresh it.
-
-    Args:
-        record: The token.
-        now: The time in epoch seconds.
-    """
+    """Return a token with an expiry that makes the SDK refresh it."""
     if ends_within(record, SDK_MARGIN, now):
         return record
     return replace(record, expiry_time=int(now * 1000))
 
 
-def with_real_expiry(
-    saved: TokenRecord, seen: TokenRecord, shown_expiry: int | None
-) -> TokenRecord:
-    """Leave the expiry that was only shown out of a save, so that the stored one stays.
-
-    An application may look a token up and save it without a refresh in between.
-
-    Args:
-        saved: The token that is being saved.
-        seen: The token as it was stored when its refresh began.
-        shown_expiry: The expiry that the caller was shown instead, if any.
-    """
-    was_shown = (seen.access_token, shown_expiry) == (saved.access_token, saved.expiry_time)
-    return replace(saved, expiry_time=None) if shown_expiry is not None and was_shown else saved
-
-
 def watch_request(token: SDKToken, on_failure: Callable[[], TokenRecord | None]) -> None:
     """Call a function if the SDK's next refresh or exchange of a token fails.
 
-    Args:
-        token: The ``OAuthToken`` that the SDK is about to refresh.
-        on_failure: Called while the failure is being handled. If it returns a token, the SDK goes
-            on with that one's access token and expiry; ``None`` lets the failure through.
+    If it returns a token, the SDK goes on with that one's access token and expiry. ``None`` lets
+    the failure through.
     """
 
-    def watched(request: Callable[..., object]) -> Callable[..., object]:
-        def watched_request(*args: object) -> object:
-            for name in _TOKEN_REQUESTS:
-                vars(token).pop(name, None)
-            try:
-                return request(token, *args)
-            except BaseException as error:
-                live = on_failure()
-                if live is None or not isinstance(error, Exception):
-                    raise
-            token.set_access_token(live.access_token)
-            token.set_expires_in(str(live.expiry_time))
-            return token
-
-        return watched_request
+    def watched_request(method: str, *args: object) -> object:
+        for name in _TOKEN_REQUESTS:
+            vars(token).pop(name, None)
+        try:
+            return getattr(token, method)(*args)
+        except BaseException as error:
+            live = on_failure()
+            if live is None or not isinstance(error, Exception):
+                raise
+        token.set_access_token(live.access_token)
+        token.set_expires_in(str(live.expiry_time))
+        return token
 
     for name in _TOKEN_REQUESTS:
-        setattr(token, name, watched(getattr(type(token), name)))
+        setattr(token, name, partial(watched_request, name))

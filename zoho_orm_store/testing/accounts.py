@@ -106,7 +106,7 @@ class Accounts:
 
     def __post_init__(self) -> None:
         self.zgid = "60012345678"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._skew = 0.0
         self._clients: dict[str, Client] = {}
         self._grants: dict[str, _Grant] = {}
@@ -149,8 +149,11 @@ class Accounts:
         Returns:
             A grant token, which can be exchanged once within `grant_token_lifetime` seconds.
         """
+        lifetime = math.inf if self.grant_token_lifetime is None else self.grant_token_lifetime
+        code = _new_token()
         with self._lock:
-            return self._new_grant(user, client or self.client)
+            self._grants[code] = _Grant(user, client or self.client, self._now() + lifetime)
+        return code
 
     def issue_refresh_token(self, user: str = DEFAULT_USER, *, client: Client | None = None) -> str:
         """Issue a refresh token, as if a grant token had been exchanged.
@@ -159,8 +162,15 @@ class Accounts:
             user: The user's email address.
             client: The client that the user gives access to. The default client if omitted.
         """
+        new = _Authorization(user, client or self.client, _new_token())
         with self._lock:
-            return self._new_authorization(user, client or self.client).refresh_token
+            self._authorizations[new.refresh_token] = new
+            if self.max_refresh_tokens is not None:
+                authorizations = self._authorizations.values()
+                same = [a for a in authorizations if (a.user, a.client) == (new.user, new.client)]
+                for oldest in same[: -self.max_refresh_tokens]:
+                    del self._authorizations[oldest.refresh_token]
+        return new.refresh_token
 
     def issue_access_token(self, refresh_token: str) -> str:
         """Issue an access token without a request. It does not count towards `max_refreshes`.
@@ -175,12 +185,18 @@ class Accounts:
             authorization = self._authorizations.get(refresh_token)
             if authorization is None:
                 raise ValueError("issue_access_token() needs a live refresh token.")
-            return self._new_access_token(authorization)
+            now, token = self._now(), _new_token()
+            authorization.access_tokens[token] = now + self.access_token_lifetime
+            live = [item for item in authorization.access_tokens.items() if item[1] > now]
+            if self.max_access_tokens is not None:
+                live = live[-self.max_access_tokens :]
+            authorization.access_tokens = dict(live)
+            return token
 
     def is_live(self, token: str) -> bool:
         """Return whether Zoho accepts this access token or refresh token."""
         with self._lock:
-            return token in self._authorizations or self._find_authorization(token) is not None
+            return self._find_authorization(token) is not None
 
     def expire_tokens(self, user: str | None = None) -> None:
         """Expire access tokens now. Their holders are not told.
@@ -196,7 +212,9 @@ class Accounts:
     def revoke(self, token: str) -> None:
         """Revoke a refresh token and its access tokens, or one access token, if it is live."""
         with self._lock:
-            self._revoke(token)
+            authorization = self._find_authorization(token)
+            if authorization and not self._authorizations.pop(token, None):
+                del authorization.access_tokens[token]
 
     def advance(self, seconds: float) -> None:
         """Move Zoho's clock forward by ``seconds``. This machine's clock stays as it is."""
@@ -210,9 +228,11 @@ class Accounts:
     ) -> tuple[Mapping[str, object], str]:
         """Return the answer to a token request, and the user whose token it is."""
         if kind == "revoke":
-            revoked = self._revoke(params.get("token", ""))
+            token = params.get("token", "")
+            revoked = self._find_authorization(token)
             if revoked is None:
                 raise RefusedError("invalid_token", 400)
+            self.revoke(token)
             return {"status": "success"}, revoked.user
         if kind not in ("exchange", "refresh"):
             raise RefusedError("unsupported_grant_type", 400)
@@ -221,18 +241,16 @@ class Accounts:
             raise RefusedError("invalid_client")
         if params.get("client_secret") != client.client_secret:
             raise RefusedError("invalid_client_secret")
-        payload: dict[str, object] = {}
-        if kind == "exchange":
-            authorization = self._exchange(client, params)
-            payload["refresh_token"] = authorization.refresh_token
-        else:
-            authorization = self._refresh(client, params)
-        payload |= {
-            "access_token": self._new_access_token(authorization),
+        authorize = self._exchange if kind == "exchange" else self._refresh
+        authorization = authorize(client, params)
+        payload: dict[str, object] = {
+            "access_token": self.issue_access_token(authorization.refresh_token),
             "api_domain": api_domain,
             "token_type": "Bearer",
             "expires_in": int(self.access_token_lifetime),
         }
+        if kind == "exchange":
+            payload["refresh_token"] = authorization.refresh_token
         return payload, authorization.user
 
     def _exchange(self, client: Client, params: Mapping[str, str]) -> _Authorization:
@@ -244,7 +262,7 @@ class Accounts:
         if params.get("redirect_uri", client.redirect_url) != client.redirect_url:
             raise RefusedError("invalid_redirect_uri")
         del self._grants[code]
-        return self._new_authorization(grant.user, client)
+        return self._authorizations[self.issue_refresh_token(grant.user, client=client)]
 
     def _refresh(self, client: Client, params: Mapping[str, str]) -> _Authorization:
         authorization = self._authorizations.get(params.get("refresh_token", ""))
@@ -260,43 +278,13 @@ class Accounts:
     def _now(self) -> float:
         return time.monotonic() + self._skew
 
-    def _new_grant(self, user: str, client: Client) -> str:
-        lifetime = math.inf if self.grant_token_lifetime is None else self.grant_token_lifetime
-        code = _new_token()
-        self._grants[code] = _Grant(user, client, self._now() + lifetime)
-        return code
-
-    def _new_authorization(self, user: str, client: Client) -> _Authorization:
-        new = _Authorization(user, client, _new_token())
-        self._authorizations[new.refresh_token] = new
-        if self.max_refresh_tokens is not None:
-            authorizations = self._authorizations.values()
-            same = [each for each in authorizations if (each.user, each.client) == (user, client)]
-            while len(same) > self.max_refresh_tokens:
-                del self._authorizations[same.pop(0).refresh_token]
-        return new
-
-    def _new_access_token(self, authorization: _Authorization) -> str:
-        now, token = self._now(), _new_token()
-        authorization.access_tokens[token] = now + self.access_token_lifetime
-        live = [item for item in authorization.access_tokens.items() if item[1] > now]
-        if self.max_access_tokens is not None:
-            live = live[-self.max_access_tokens :]
-        authorization.access_tokens = dict(live)
-        return token
-
-    def _find_authorization(self, access_token: str) -> _Authorization | None:
+    def _find_authorization(self, token: str) -> _Authorization | None:
+        """Return what a live refresh token or access token belongs to."""
         now = self._now()
         for authorization in self._authorizations.values():
-            if authorization.access_tokens.get(access_token, now) > now:
+            if authorization.access_tokens.get(token, now) > now:
                 return authorization
-        return None
-
-    def _revoke(self, token: str) -> _Authorization | None:
-        authorization = self._authorizations.pop(token, None)
-        if authorization is None and (authorization := self._find_authorization(token)):
-            del authorization.access_tokens[token]
-        return authorization
+        return self._authorizations.get(token)
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,6 @@ _LEADS = [
         ("4150868000000100003", "José", "O'Brien", "Ñandú S.A.", "jose.obrien@example.com"),
     )
 ]
-_MODULE = {
-    "id": "4150868000000002175",
-    "api_name": "Leads",
-    "api_supported": True,
-    "generated_type": "default",
-}
 _HTML = "text/html;charset=UTF-8"
 _CONSENT_PAGE = """<!doctype html>
 <title>Loopback Zoho</title>
@@ -83,7 +77,7 @@ def crm_answer(
 
 
 def consent_answer(
-    params: Mapping[str, str], client: Client | None, new_grant: Callable[[str, Client], str]
+    params: Mapping[str, str], client: Client | None, issue_grant_token: Callable[..., str]
 ) -> Answer:
     """Return the consent page, or redirect to the client with a grant token.
 
@@ -102,7 +96,7 @@ def consent_answer(
             client_id=escape(client.client_id), hidden=hidden, user=escape(DEFAULT_USER)
         )
         return Answer(200, page, _HTML)
-    query = {"code": new_grant(params["user"], client), "location": "us"}
+    query = {"code": issue_grant_token(params["user"], client=client), "location": "us"}
     if "state" in params:
         query["state"] = params["state"]
     separator = "&" if "?" in client.redirect_url else "?"
@@ -127,17 +121,17 @@ def _payload(
         org = {"id": f"4150868{zgid}", "zgid": zgid, "company_name": "Loopback", "country": "US"}
         return {"org": [org]}
     if resource == "settings/modules":
-        return {"modules": [_MODULE]}
+        module = {"id": "4150868000000002175", "api_name": "Leads", "api_supported": True}
+        return {"modules": [module | {"generated_type": "default"}]}
     if resource == "settings/fields":
-        return {"fields": list(map(_field, _FIELDS))} if params.get("module") == "Leads" else {}
+        fields = [
+            {"id": f"41508680000002{n:05}", "api_name": name, "data_type": kind, "visible": True}
+            for n, (name, kind) in enumerate(_FIELDS.items())
+        ]
+        return {"fields": fields} if params.get("module") == "Leads" else {}
     if resource == "Leads":
         return {"data": _LEADS, "info": info}
     if resource.startswith("Leads/"):
         found = [lead for lead in _LEADS if resource == f"Leads/{lead['id']}"]
         return {"data": found} if found else {}
     return None
-
-
-def _field(name: str) -> dict[str, object]:
-    number = f"41508680000002{list(_FIELDS).index(name):05}"
-    return {"id": number, "api_name": name, "data_type": _FIELDS[name], "visible": True}

@@ -229,7 +229,7 @@ class LoopbackZoho(Accounts):
             elif kind == "consent":
                 client = self._clients.get(params.get("client_id", ""))
                 user = params.get("user")
-                answer = consent_answer(params, client, self._new_grant)
+                answer = consent_answer(params, client, self.issue_grant_token)
             else:
                 answer, user = self._token_answer(kind, params)
             # Zoho Accounts takes tokens in the query string, so it is recorded for the API alone.
@@ -243,18 +243,17 @@ class LoopbackZoho(Accounts):
         """Return the user whose live access token is in an Authorization header."""
         scheme, _, token = authorization.partition(" ")
         found = self._find_authorization(token) if scheme == "Zoho-oauthtoken" else None
-        return found.user if found else None
+        return found.user if found and token in found.access_tokens else None
 
     def _token_answer(self, kind: Kind, params: Mapping[str, str]) -> tuple[Answer, str | None]:
         failure = next(self._failures, None)
-        if failure and not failure.handled:
-            return Answer(failure.status, failure.body, failure.content_type, "failed"), None
-        user = None
-        try:
-            payload, user = self._handle(kind, params, self.url)
-            answer = json_answer(200, payload)
-        except RefusedError as refused:
-            answer = json_answer(refused.status, refused.payload, refused.error)
+        answer, user = Answer(None, error="failed"), None
+        if failure is None or failure.handled:
+            try:
+                payload, user = self._handle(kind, params, self.url)
+                answer = json_answer(200, payload)
+            except RefusedError as refused:
+                answer = json_answer(refused.status, refused.payload, refused.error)
         if failure:
             answer = Answer(failure.status, failure.body, failure.content_type, answer.error)
         return answer, user
