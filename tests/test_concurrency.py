@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sdk_tokens import known, make_token
+from sqlalchemy import create_engine, event
 
 from zoho_orm_store import SQLAlchemyTokenStore
 
@@ -62,6 +63,27 @@ def test_processes_save_one_new_identity_at_once_E7(database, processes, threads
     worker, number = values["access_token"].removeprefix("a ").split(".")
     assert values["redirect_url"] == values["access_token"], "values of two saves in one row"
     assert values["expiry_time"] == int(worker) * 1000 + int(number)
+
+
+# Elsewhere the first one locks the id that is not there yet, so that no other is faster.
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_of_two_first_saves_with_one_id_the_later_one_is_not_lost_E7(database):
+    engine = create_engine(database)
+    fields = {"id": "own", "user": "ada", "client_id": "c"}
+    due = [make_token(**fields, access_token="theirs", api_domain="theirs")]
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def another_is_faster(connection, cursor, statement, *_):
+        if statement.startswith("INSERT INTO oauthtoken ") and due:
+            with SQLAlchemyTokenStore(database, create_schema=False) as other:
+                other.save_token(due.pop())
+
+    with SQLAlchemyTokenStore(engine) as store:
+        store.save_token(make_token(**fields, access_token="ours"))
+        assert due == []
+        [token] = store.get_tokens()
+    assert (token.get_access_token(), token.get_api_domain()) == ("ours", "theirs")
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("processes", "threads"), SIZES)

@@ -191,7 +191,7 @@ def test_a_default_driver_that_no_extra_brings_is_named_with_another_G2():
         ("asyncpg", "postgresql+asyncpg://u@h/d", "postgresql"),
         ("pymysql", "mysql+pymysql://u@h/d", "mysql"),
         ("asyncmy", "mysql+asyncmy://u@h/d", "mysql"),
-        ("aiomysql", "mysql+aiomysql://u@h/d", "mysql"),
+        ("aiomysql", "mysql+aiomysql://u@h/d", "mysql"),  # by another driver
     ],
 )
 def test_a_missing_driver_is_named_with_its_extra_G2(package, url, extra):

@@ -1,7 +1,7 @@
 """The operations on a table of stored tokens: each takes a connection, in a caller's transaction.
 
-A store builds them once and calls them directly. The repositories are the boundary that puts an
-application's own session in front of them.
+A store builds them once and calls them directly. The repositories run the same operations on an
+application's session.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class TokenOperations:
         if stored is None:
             new = self._insert(connection, asked)
             stored = self._row_of_identity(connection, new)
-            if stored.id == new.id:
+            if stored == new:
                 return stored
         if seen is not None:
             asked = without_overtaken_pair(asked, stored, seen, int(time() * 1000))

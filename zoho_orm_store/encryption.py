@@ -185,7 +185,7 @@ class FernetCipher:
             with self._lock:
                 self._reload()
         except KeysUnavailableError as error:
-            logger.warning("%s Until it does, the known keys are used.", error)
+            logger.warning("%s The known keys stay in use until it succeeds.", error)
 
     def _reload(self) -> None:
         if self._load is None:
@@ -196,7 +196,7 @@ class FernetCipher:
             keys, problem = self._keys, f"It raised {type(error).__name__}."
         self._loaded_at = self._asked_at = monotonic()
         self._problem = problem and (
-            f"The function that returns a FernetCipher's keys did not return them. {problem}"
+            f"The function that returns a FernetCipher's keys failed. {problem}"
         )
         if problem:
             raise KeysUnavailableError(self._problem)

@@ -157,8 +157,7 @@ def boundary(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Make a decorator for the functions that users call.
 
-    Inside such a function, code raises errors plainly. What leaves it has no frame of ours, no
-    cause and no context.
+    The function raises as usual. The decorator removes frames, cause and context.
 
     Args:
         translate: Turns an error into the one to raise. It returns ``None`` for an error that is

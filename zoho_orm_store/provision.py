@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, exc, inspect
+from sqlalchemy import Connection, inspect
 
 from zoho_orm_store._database.database import Database, open_database
 from zoho_orm_store._database.drivers import redacted_url
@@ -77,7 +77,7 @@ def downgrade(bind: Target, revision: str = "base") -> None:
 
     Args:
         bind: The database.
-        revision: The revision to go back to; by default to before the first.
+        revision: The revision to go back to; by default ``base``, before the first.
 
     Raises:
         ConfigurationError: There is no such revision.
@@ -114,8 +114,8 @@ def check(bind: Target) -> None:
     """Check that the tables are up to date (see `is_current`).
 
     Raises:
-        SchemaError: They are missing or of another revision. The message names both revisions
-            and the command to run.
+        SchemaError: They are missing or of another revision. The message names the command to
+            run, and both revisions if the tables have one.
         DatabaseError: The database refused or lost the operation.
     """
     _read(bind, _check)
@@ -151,16 +151,15 @@ def sql(dialect: str) -> str:
     Raises:
         ConfigurationError: There is no script for another dialect.
     """
-    config = _config()
-    config.attributes["dialect"] = dialect
-    config.output_buffer = StringIO()
-    try:
-        command.upgrade(config, "head", sql=True)
-    except (CommandError, exc.NoSuchModuleError):
+    if dialect not in ("postgresql", "mysql", "mariadb"):
         raise ConfigurationError(
             f"There is no SQL script for {dialect!r}, only for 'postgresql', 'mysql' and "
             "'mariadb'. Run the upgrade on the database itself."
-        ) from None
+        )
+    config = _config()
+    config.attributes["dialect"] = dialect
+    config.output_buffer = StringIO()
+    command.upgrade(config, "head", sql=True)
     return config.output_buffer.getvalue()
 
 

@@ -20,17 +20,18 @@ class Field(NamedTuple):
 
     Attributes:
         name: The attribute of `TokenRecord`, and the column of the table.
-        max_length: The most characters; ``None`` for the one integer.
+        max_length: The longest text that can be stored, in characters; ``None`` for an integer.
         is_secret: Whether it is encrypted in the table, and masked wherever it is shown.
         digest: The column that holds its digest, for a field by which tokens are looked up.
-        sdk_name: What follows ``get_`` and ``set_`` in the SDK's ``OAuthToken``.
+        sdk_name: What follows ``get_`` and ``set_`` in the SDK's ``OAuthToken``; ``None`` for a
+            value that the SDK does not have.
     """
 
     name: str
     max_length: int | None
     is_secret: bool
     digest: str | None
-    sdk_name: str
+    sdk_name: str | None
 
 
 FIELDS = {
@@ -192,7 +193,7 @@ def parse_expiry(value: object) -> int | None:
 
 
 def is_storable(name: str, value: str) -> bool:
-    """Whether a text field can be stored with this value. A lookup by any other finds nothing."""
+    """Whether a text field can have this value. A lookup by any other value finds nothing."""
     limit = FIELDS[name].max_length
     if limit is not None and len(value) > limit:
         return False

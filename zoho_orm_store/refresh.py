@@ -22,9 +22,9 @@ class RefreshPolicy:
             ``lease``, or nobody waits long enough to take over. Afterwards the caller gets what
             is stored and refreshes by itself; with 0 it does so at once.
         ahead: Seconds before a token's end from which one caller refreshes it early, while the
-            others go on with it and nobody waits. Each process subtracts up to a tenth at random.
-            At most 1800, half an access token's life; 0 refreshes when the SDK does, 5 seconds
-            before the end.
+            others go on with it and nobody waits. Each process shortens this by a random amount,
+            at most a tenth. At most 1800, half an access token's life; 0 refreshes when the SDK
+            does, 5 seconds before the end.
 
     Raises:
         ConfigurationError: A value is not a number or out of range.

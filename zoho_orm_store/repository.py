@@ -51,11 +51,11 @@ _SYNCHRONOUS = (Session, scoped_session, Connection)
 _ASYNCHRONOUS = (AsyncSession, async_scoped_session, AsyncConnection)
 
 _checked: WeakSet[Engine] = WeakSet()
-"""The engines on whose databases the tables have our revision, or none."""
+"""The engines whose tables passed the revision check."""
 
 
 def is_asynchronous(given: object) -> bool:
-    """Whether something is of SQLAlchemy's asyncio extension, also if no repository works on it."""
+    """Whether this is an object or a class of SQLAlchemy's asyncio extension."""
     kind = given if isinstance(given, type) else type(given)
     return issubclass(kind, (*_ASYNCHRONOUS, AsyncEngine, async_sessionmaker))
 
@@ -239,8 +239,8 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
         """Delete stored tokens that are of no more use, in one statement.
 
         Args:
-            idle: Those that were not saved for so long. A token in use is saved when it is
-                refreshed, at the latest an hour after its last use.
+            idle: Those that were not saved for so long. A token in use is saved at each refresh,
+                at most an hour before its last use.
             stranded: Those whose access token has expired and that have no refresh token.
 
         Returns:
@@ -288,10 +288,9 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
             except Exception as error:  # noqa: BLE001 - drivers raise anything here
                 url = session.get_bind(self._model).engine.url
                 raise connect_error(error, url) from None
-        if connection.engine not in _checked:
-            check_dialect(connection.dialect.name)
-            if self._model is StoredToken:
-                check_revision(connection, redacted_url(connection.engine.url))
+        check_dialect(connection.dialect.name)
+        if self._model is StoredToken and connection.engine not in _checked:
+            check_revision(connection, redacted_url(connection.engine.url))
             _checked.add(connection.engine)
         return connection
 

@@ -1,7 +1,7 @@
 """Changing the key that stored tokens are encrypted under, while workers go on.
 
-Each batch is a transaction of its own, and tokens under the present key are passed over: an
-interrupted run is simply started again.
+Each batch is a transaction of its own, and tokens already under the present key are
+skipped, so that an interrupted run can be repeated.
 """
 
 from __future__ import annotations

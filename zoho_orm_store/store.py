@@ -85,8 +85,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
         timeout: Seconds that one call may take in all, retries included. The wait for another
             caller's refresh has a limit of its own. If the server stops answering in the middle
-            of a statement, a synchronous ``Engine`` of your own waits as long as its driver is
-            set to.
+            of a statement, a synchronous ``Engine`` of your own waits until its driver's own
+            timeout.
 
     Raises:
         ConfigurationError: An argument cannot be used; the message says why.

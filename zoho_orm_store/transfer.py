@@ -1,7 +1,8 @@
 """Importing the tokens of the SDK's own stores, and exporting them again.
 
-A source is read token by token, as often as it is iterated. `import_tokens` saves tokens by the
-same rules as a store, except that an id alone proves nothing: two files number their tokens alike.
+A source can be iterated several times, and reads one token at a time. `import_tokens` saves tokens
+by the same rules as a store, except that an id alone proves nothing: two files number their tokens
+alike.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ __all__ = [
     "import_tokens",
 ]
 
-SDK_COLUMNS = tuple(FIELDS)
+SDK_COLUMNS = tuple(name for name, field in FIELDS.items() if field.sdk_name is not None)
 """The columns of the SDK's own table, in its order. Older tables lack the last one."""
 
-FILE_HEADER = tuple("redirect_uri" if name == "redirect_url" else name for name in FIELDS)
+FILE_HEADER = tuple("redirect_uri" if name == "redirect_url" else name for name in SDK_COLUMNS)
 """The first line of the SDK's ``FileStore``, which has its own name for the redirect URL."""
 
 Outcome: TypeAlias = Literal["added", "updated", "unchanged", "refused"]

@@ -26,17 +26,23 @@ EXTRAS = {
     "aiomysql": "mysql",
     "MySQLdb": "mysql",
 }
-"""The extra of this package that installs a driver for the same database."""
+"""The extra of this package that installs a driver for the same database.
 
-SUGGESTED_DRIVERS = {"psycopg2": "postgresql+psycopg", "MySQLdb": "mysql+pymysql"}
-"""The driver to suggest when SQLAlchemy's default is not among our extras."""
+An exception from one of these packages is a driver's: see `is_driver_error`.
+"""
+
+SUGGESTED_DRIVERS = {
+    "psycopg2": "postgresql+psycopg",
+    "MySQLdb": "mysql+pymysql",
+    "aiomysql": "mysql+asyncmy",
+}
+"""The driver to suggest instead of one that is not among our extras."""
 
 _TIMEOUTS = {
     "pysqlite": ("timeout",),
     "aiosqlite": ("timeout",),
     "psycopg": ("connect_timeout",),
     "psycopg_async": ("connect_timeout",),
-    "psycopg2": ("connect_timeout",),
     "asyncpg": ("timeout",),
     "pymysql": ("connect_timeout", "read_timeout", "write_timeout"),
     "aiomysql": ("connect_timeout",),

@@ -96,7 +96,7 @@ def fill(token: OAuthToken, asked: TokenRecord, found: TokenRecord) -> None:
     """
     for name, field in FIELDS.items():
         value = getattr(found, name)
-        if value == getattr(asked, name):
+        if field.sdk_name is None or value == getattr(asked, name):
             continue
         if name == "user_name":
             value = UserSignature(value)

@@ -79,7 +79,7 @@ class equals_exactly(FunctionElement[bool]):  # noqa: N801 - it is used like a f
     """That a text column equals a value, byte for byte.
 
     On MySQL and MariaDB, a column whose collation ignores case or trailing blanks, such as one
-    that a project's own migration made, equals more than that.
+    that a project's own migration made, also matches other values.
     """
 
     # It has no type: SQLite and MySQL have no booleans, so SQLAlchemy would compare a Boolean
@@ -184,7 +184,7 @@ def lock_rows(
     """Run a ``SELECT ... FOR UPDATE``, with `limit_lock_wait` in the same round trip."""
     limit = connection.get_execution_options().get(_LOCK_WAIT)
     if limit is not None:
-        # Evaluated for each row that is found, before it is locked.
+        # PostgreSQL evaluates this for each row that it finds, before it locks the row.
         statement = statement.where(func.set_config("lock_timeout", limit, True).is_not(None))
     return connection.execute(statement, parameters)
 
