@@ -98,7 +98,7 @@ class TokenStoreAdapter(TokenStore):
         """Every token, oldest first."""
 
     def close(self) -> None:
-        """Give back what the store holds. It cannot be used any more."""
+        """Give back connections and threads, if the store has any."""
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +163,7 @@ class TokenStoreAdapter(TokenStore):
         Known fields overwrite, unknown ones leave what is stored. The token gets the row's id.
 
         Args:
-            token: An SDK token with at least one credential.
+            token: An SDK token. If it is not stored yet, it needs at least one credential.
 
         Raises:
             SDKException: The token cannot be stored, its id is that of another user's row, or the
