@@ -123,7 +123,7 @@ class _Request(NamedTuple):
 class Held(NamedTuple):
     """A lease that a caller took in order to refresh a token."""
 
-    owner: str  # The name under which it was taken, which was never used before.
+    owner: str  # A random name, new for each lease.
     thread: int
     until: float  # When it ends, by the monotonic clock.
     seen: TokenRecord  # The token as it was stored when the lease was taken.
@@ -172,7 +172,7 @@ class RefreshCoordinator:
     def _forked(self) -> None:
         """Start, also in a forked child, which has none of its parent's leases."""
         self._identity = object()
-        """Whose entries in the contexts are ours. A forked child copies them, and gets another."""
+        """Marks our entries in the contexts. A forked child gets a new mark."""
         self._lock = threading.Lock()
         self.stats = RefreshStats()
         self._being_taken: set[str] = set()
