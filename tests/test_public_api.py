@@ -568,7 +568,8 @@ class TestATransactionThatCannotBegin:
     def test_while_another_process_writes(self, tmp_path, driver):
         path = tmp_path / "tokens.db"
         other = create_engine(f"sqlite:///{path}")
-        with SQLAlchemyTokenStore(f"sqlite+{driver}:///{path}", timeout=0.3) as store:
+        provision.upgrade(other)
+        with SQLAlchemyTokenStore(f"sqlite+{driver}:///{path}", timeout=1) as store:
             store.get_tokens()
             with other.connect() as connection:
                 connection.execute(text("BEGIN IMMEDIATE"))
