@@ -59,6 +59,7 @@ from zoho_orm_store import (
     ZohoOrmStoreError,
     errors,
     generate_key,
+    provision,
 )
 
 NAMES = """
@@ -516,7 +517,7 @@ class TestATransactionOnAServer:
     *(each for each in ON_SERVERS if (each.driver, each.kind) != ("mysql+pymysql", "engine"))
 )
 def test_a_transaction_gives_up_a_row_that_another_one_holds(route, route_url, caplog):
-    with open_store(route, route_url, gives_up=True, timeout=0.7) as store:
+    with open_store(route, route_url, gives_up=True, timeout=1.5) as store:
         with store.transaction() as tokens:
             saved = tokens.save(ASKED)
 
