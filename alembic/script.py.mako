@@ -6,7 +6,8 @@ Created: ${create_date}
 """
 
 import sqlalchemy as sa
-from alembic import op
+
+from zoho_orm_store.migrations.support import op, revision_step
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}
@@ -15,9 +16,11 @@ branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
 
+@revision_step
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
 
 
+@revision_step
 def downgrade() -> None:
     ${downgrades if downgrades else "pass"}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from databases import DATABASES
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
+from test_migrations import SAMPLE_DDL
 
 from zoho_orm_store import SQLAlchemyTokenStore, provision
 
@@ -86,18 +87,17 @@ class Project:
         assert number, f"{name} has no {pattern}"
         path.write_text(text)
 
-    def target(self, metadata, *, include_name=False):
+    def target(self, metadata, *, filter=None):
         self.edit(
             "migrations/env.py",
             "^target_metadata = None$",
             f"import zoho_orm_store\nfrom app_models import Base\ntarget_metadata = {metadata}",
         )
-        if include_name:
+        if filter:
             self.edit(
                 "migrations/env.py",
                 "target_metadata=target_metadata",
-                "target_metadata=target_metadata, "
-                "include_name=zoho_orm_store.provision.include_name",
+                f"target_metadata=target_metadata, {filter}=zoho_orm_store.provision.{filter}",
             )
 
     def tables(self):
@@ -150,7 +150,7 @@ def use_our_lineage(project, separator="newline"):
 
 @on_each_database(asynchronous="postgresql")
 def test_our_lineage_in_its_version_locations(project):
-    project.target("Base.metadata", include_name=True)
+    project.target("Base.metadata", filter="include_name")
     project.alembic("revision", "--autogenerate", "-m", "things")
     use_our_lineage(project)
     project.alembic("merge", "heads", "-m", "add the token store")
@@ -164,7 +164,7 @@ def test_our_lineage_in_its_version_locations(project):
 
 @on_each_database(asynchronous="mariadb")
 def test_ours_beside_its_own(project):
-    project.target("Base.metadata", include_name=True)
+    project.target("Base.metadata", filter="include_name")
     provision.upgrade(project.url)
     project.alembic("revision", "--autogenerate", "-m", "things")
     project.alembic("upgrade", "head")
@@ -174,6 +174,23 @@ def test_ours_beside_its_own(project):
     assert project.tables() > OURS
     provision.downgrade(project.url)
     assert project.tables() == {"alembic_version", "zoho_orm_store_version"}
+
+
+@pytest.mark.parametrize("template", ["generic"])
+@pytest.mark.parametrize("is_adopted", [False, True])
+def test_our_metadata_among_the_targets_and_the_tables_by_our_command(project, is_adopted):
+    if is_adopted:
+        engine = create_engine(project.url)
+        with engine.begin() as connection:
+            connection.execute(text(SAMPLE_DDL))
+        engine.dispose()
+    provision.upgrade(project.url)
+    project.target("[Base.metadata, zoho_orm_store.metadata]", filter="include_object")
+    project.alembic("revision", "--autogenerate", "-m", "things")
+    (path,) = (project.folder / "migrations" / "versions").glob("*_things.py")
+    assert not any(name in path.read_text() for name in (*OURS, "zoho_orm_store_version"))
+    project.alembic("upgrade", "head")
+    project.alembic("check")
 
 
 @pytest.mark.parametrize("template", ["generic"])
@@ -191,7 +208,7 @@ class TestWhatGoesWrong:
             provision.check(project.url)
 
     def test_two_heads_are_named_by_alembic(self, project):
-        project.target("Base.metadata", include_name=True)
+        project.target("Base.metadata", filter="include_name")
         project.alembic("revision", "--autogenerate", "-m", "things")
         use_our_lineage(project)
         assert "Multiple head revisions" in project.alembic("upgrade", "head", fails=True)

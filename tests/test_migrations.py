@@ -16,6 +16,7 @@ from alembic.config import CommandLine, Config
 from alembic.migration import MigrationContext
 from conftest import on_empty_sqlite, statements_counted
 from databases import DATABASES
+from reliability import record
 from sdk_tokens import known, make_token
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -299,6 +300,7 @@ def test_a_run_that_was_cut_short_can_be_repeated(empty_database, sdk_table, mon
     provision.check(empty_database)
     assert len(tokens_by_id(empty_database)) == 9
     alembic("check", url=empty_database)
+    record("a migration is cut short", empty_database, 1, "the next one ended it, 0 tokens lost")
 
 
 def test_more_rows_than_two_batches_are_converted(empty_database, behind):
@@ -317,6 +319,7 @@ def test_eight_threads_provision_one_database_at_once(empty_database):
         for done in [pool.submit(provision.upgrade, empty_database) for _ in range(8)]:
             done.result()
     provision.check(empty_database)
+    record("8 threads migrate one database at once", empty_database, 8, "migrated once")
 
 
 @on_empty_sqlite

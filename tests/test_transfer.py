@@ -75,6 +75,22 @@ class TestFileStore:
             (token,) = store.get_tokens()
         assert (token.get_refresh_token(), token.get_api_domain()) == ("r", None)
 
+    @on_sqlite
+    def test_a_file_of_the_first_generation(self, tmp_path, database):
+        path = tmp_path / "first.txt"
+        path.write_text(
+            "user_mail,client_id,refresh_token,access_token,grant_token,expiry_time\n"
+            "one@x,c,r1,a1,,5\ntwo@x,c,r2,,g2,\nbroken,c,r3\n"
+        )
+        summary = import_tokens(FileStoreFile(path), database)
+        assert summary[:3] == (2, 0, 0)
+        assert summary.refused == ("line 4: It has 3 columns instead of six.",)
+        with SQLAlchemyTokenStore(database, refresh=None) as store:
+            one, two = tokens_of(store)
+        expected = {"user_name": "one@x", "client_id": "c", "refresh_token": "r1"}
+        assert one.items() >= (expected | {"access_token": "a1", "expiry_time": 5}).items()
+        assert (two["user_name"], two["grant_token"]) == ("two@x", "g2")
+
     def test_a_known_user_is_updated_and_keeps_its_id(self, file, database):
         with SQLAlchemyTokenStore(database) as store:
             mine = make_token(user=USERS[0], client_id=FULL["client_id"], refresh_token="old")

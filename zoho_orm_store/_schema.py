@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import column, inspect, select, table
 
+from zoho_orm_store._sql.dialects import creation_schema, schema_of_visible
 from zoho_orm_store.errors import SchemaError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Select
+    from collections.abc import Iterator, Mapping
+
+    from sqlalchemy import Connection
 
 __all__ = [
     "NEWEST_REVISION",
     "VERSION_TABLE",
     "check_revision",
     "describe",
+    "fixed_schema",
     "missing_leases",
+    "missing_privilege",
     "missing_tables",
+    "stored_revision",
+    "table_schema",
 ]
 
 VERSION_TABLE = "zoho_orm_store_version"
@@ -26,11 +35,52 @@ VERSION_TABLE = "zoho_orm_store_version"
 NEWEST_REVISION = "zoho_orm_store_0002"
 """The revision that this package works with. Later ones sort after it."""
 
-_REVISION: Select[Any] = select(column("version_num")).select_from(table(VERSION_TABLE))
+_TOKENS, _LEASES = "oauthtoken", "oauthtoken_refresh_lease"
+
+_START_AGAIN = (
+    f"Drop the table {VERSION_TABLE}, which holds nothing but the revision, and run the upgrade "
+    "again; it adds what is missing."
+)
+
+
+def table_schema(connection: Connection) -> str | None:
+    """The schema of the package's tables: they are made there, and looked for nowhere else.
+
+    Returns:
+        The schema that ``schema_translate_map`` gives to tables without one; or else PostgreSQL's
+        current schema; ``None`` on a database that has no other place for them.
+
+    Raises:
+        SchemaError: The first schema of PostgreSQL's search path does not exist.
+    """
+    return _translated_schema(connection) or creation_schema(connection)
+
+
+@contextmanager
+def fixed_schema(connection: Connection) -> Iterator[str | None]:
+    """Make tables without a schema mean those in the schema of the package's tables.
+
+    Yields:
+        That schema; see `table_schema`.
+    """
+    before = connection.get_execution_options().get("schema_translate_map")
+    schema = table_schema(connection)
+    fixed = None if schema is None else {None: schema}
+    connection.execution_options(schema_translate_map=fixed)
+    try:
+        yield schema
+    finally:
+        connection.execution_options(schema_translate_map=before)
+
+
+def _translated_schema(connection: Connection) -> str | None:
+    options = connection.get_execution_options()
+    translated: Mapping[str | None, str | None] = options.get("schema_translate_map") or {}
+    return translated.get(None)
 
 
 def check_revision(connection: Connection, database: str) -> None:
-    """Refuse tables of another revision.
+    """Refuse tables of another revision, or of another schema than the connection's own.
 
     Tables that a project's own migrations made have no revision of ours, and are accepted.
 
@@ -41,11 +91,41 @@ def check_revision(connection: Connection, database: str) -> None:
     Raises:
         SchemaError: The message names both revisions and the command to run.
     """
-    if not inspect(connection).has_table(VERSION_TABLE):
-        return
-    found = connection.scalar(_REVISION)
-    if found is not None and found != NEWEST_REVISION:
+    schema = table_schema(connection)
+    found = stored_revision(connection, schema)
+    if found not in (None, NEWEST_REVISION):
         raise SchemaError(describe(database, found))
+    if found is None and _translated_schema(connection) is None:
+        elsewhere = schema_of_visible(connection, _TOKENS)
+        if elsewhere not in (None, schema):
+            raise SchemaError(
+                f"The table {_TOKENS!r} is missing in the schema {schema!r}, the first in the "
+                f"search_path of {database}. The one in {elsewhere!r} is not used: it may be "
+                f"another tenant's. Make the tables in {schema!r}, or put {elsewhere!r} first in "
+                f"the search_path. {_upgrade(database)}"
+            )
+
+
+def stored_revision(connection: Connection, schema: str | None) -> str | None:
+    """The revision that the database records, or ``None``.
+
+    Args:
+        connection: A connection, in whose transaction the revision is read.
+        schema: The schema of the tables.
+
+    Raises:
+        SchemaError: The database records several.
+    """
+    if not inspect(connection).has_table(VERSION_TABLE, schema=schema):
+        return None
+    # Unlike a `Table`, this is not subject to schema_translate_map.
+    version = table(VERSION_TABLE, column("version_num"), schema=schema)
+    found = connection.scalars(select(version.c.version_num)).all()
+    if len(found) > 1:
+        raise SchemaError(
+            f"The table {VERSION_TABLE} has {len(found)} rows instead of one. {_START_AGAIN}"
+        )
+    return found[0] if found else None
 
 
 def missing_tables(database: str, reported: str) -> str:
@@ -60,6 +140,38 @@ def missing_tables(database: str, reported: str) -> str:
         f"migrations make the tables, run those instead. If the upgrade finds nothing to do, the "
         f"tables were changed since: drop the table {VERSION_TABLE}, which holds nothing but the "
         f"revision, and run it again. {reported}"
+    )
+
+
+def missing_privilege(database: str, reported: str) -> str:
+    """The message for a statement that the database user has no right to run.
+
+    Args:
+        database: The URL without its password.
+        reported: What the database said. It names tables and users, and holds no value of a row.
+    """
+    if "row-level security" in reported:
+        return f"A row-level security policy in {database} does not allow this row. {reported}"
+    needed = {
+        VERSION_TABLE: "SELECT",
+        _LEASES: "SELECT, INSERT, UPDATE, DELETE",
+        _TOKENS: "SELECT, INSERT, UPDATE, DELETE",
+    }
+    denied = next((name for name in needed if name in reported), None)
+    if denied is None or re.search(r"must be owner|\b(CREATE|ALTER|DROP|INDEX) command", reported):
+        advice = (
+            "To create or upgrade the tables takes more rights than to use them. Run the upgrade "
+            "as a user who may change the tables, or give this one those rights"
+        )
+    else:
+        advice = (
+            "An application needs SELECT, INSERT, UPDATE and DELETE on the tables of tokens and "
+            f"leases, and SELECT on {VERSION_TABLE}. Run as an administrator: "
+            f"GRANT {needed[denied]} ON {denied} TO <user>"
+        )
+    return (
+        f"The database user lacks a right in {database}. {reported}. {advice}. "
+        "The page on databases in the documentation lists all rights."
     )
 
 
@@ -91,6 +203,11 @@ def describe(database: str, found: str | None) -> str:
             f"The tables in {database} are at revision {found}, as they should be, but were "
             f"changed since. Restore them; or drop the table {VERSION_TABLE}, which holds nothing "
             f"but the revision, and let the upgrade add what is missing. {_upgrade(database)}"
+        )
+    if not found.startswith("zoho_orm_store_"):
+        return (
+            f"The table {VERSION_TABLE} in {database} holds something that is not a revision of "
+            f"this package. {_START_AGAIN}"
         )
     if found > NEWEST_REVISION:
         return (

@@ -2,34 +2,48 @@
 
 Each function takes a URL, an engine, or a connection. On a connection it works inside the
 caller's transaction and leaves committing to the caller; otherwise it commits by itself.
-Two processes that upgrade at once wait for each other.
+Two processes that upgrade at once wait for each other. Threads may upgrade several databases at
+once, and a project's own Alembic migration may call these functions.
 """
 
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
 from io import StringIO
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
+from sqlalchemy.engine.mock import MockConnection
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from zoho_orm_store import migrations
 from zoho_orm_store._database.database import Database, open_database
 from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._database.errors import our_errors
-from zoho_orm_store._schema import NEWEST_REVISION, VERSION_TABLE, describe
+from zoho_orm_store._schema import (
+    NEWEST_REVISION,
+    VERSION_TABLE,
+    describe,
+    fixed_schema,
+    stored_revision,
+    table_schema,
+)
 from zoho_orm_store._sql.dialects import commit_schema_change, schema_locked
 from zoho_orm_store.errors import ConfigurationError, SchemaError
+from zoho_orm_store.migrations.support import running
 from zoho_orm_store.models import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from alembic.runtime.migration import RevisionStep
     from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
+    from sqlalchemy.schema import SchemaItem
 
     from zoho_orm_store._database.engines import Bind
 
@@ -39,6 +53,7 @@ __all__ = [
     "downgrade",
     "head",
     "include_name",
+    "include_object",
     "is_current",
     "revisions",
     "sql",
@@ -48,6 +63,8 @@ __all__ = [
 T = TypeVar("T")
 
 Target: TypeAlias = "Bind | Connection | Database"
+
+_Steps: TypeAlias = "Callable[[ScriptDirectory, str, Any], list[RevisionStep]]"
 
 _TABLES = frozenset({*metadata.tables, VERSION_TABLE})
 
@@ -64,11 +81,12 @@ def upgrade(bind: Target, revision: str = "head") -> None:
         revision: The revision to upgrade to; by default the newest.
 
     Raises:
-        SchemaError: A table ``oauthtoken`` exists that is not the Zoho SDK's.
+        SchemaError: A table ``oauthtoken`` exists that is not the Zoho SDK's, or that cannot be
+            changed; the message says why.
         ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    _migrate(bind, command.upgrade, revision)
+    _migrate(bind, ScriptDirectory._upgrade_revs, revision)
 
 
 @our_errors
@@ -83,7 +101,7 @@ def downgrade(bind: Target, revision: str = "base") -> None:
         ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    _migrate(bind, command.downgrade, revision)
+    _migrate(bind, ScriptDirectory._downgrade_revs, revision)
 
 
 @our_errors
@@ -93,7 +111,7 @@ def current(bind: Target) -> str | None:
     Raises:
         DatabaseError: The database refused or lost the operation.
     """
-    return _read(bind, _current)
+    return _read(bind, lambda connection: stored_revision(connection, table_schema(connection)))
 
 
 @our_errors
@@ -138,6 +156,32 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
     return type_ != "table" or name not in _TABLES
 
 
+def include_object(
+    object: SchemaItem,  # noqa: A002 - Alembic's names
+    name: str | None,
+    type_: str,
+    reflected: bool,
+    compare_to: SchemaItem | None,
+) -> bool:
+    """Keep autogenerate from proposing to drop the tables of this package, like `include_name`.
+
+    For ``context.configure(include_object=...)``. Unlike `include_name`, it also suits a project
+    whose ``target_metadata`` holds this package's ``metadata``.
+
+    Args:
+        object: What Alembic found.
+        name: Its name.
+        type_: Its kind, such as ``"table"``.
+        reflected: Whether it was found in the database.
+        compare_to: The same in the metadata.
+
+    Returns:
+        Whether the project's own migrations manage it.
+    """
+    is_only_there = reflected and compare_to is None
+    return not (is_only_there and type_ == "table" and name in _TABLES)
+
+
 @our_errors
 def sql(dialect: str) -> str:
     """Return the upgrade of an empty database as an SQL script.
@@ -156,22 +200,25 @@ def sql(dialect: str) -> str:
             f"There is no SQL script for {dialect!r}, only for 'postgresql', 'mysql' and "
             "'mariadb'. Run the upgrade on the database itself."
         )
-    config = _config()
-    config.attributes["dialect"] = dialect
-    config.output_buffer = StringIO()
-    command.upgrade(config, "head", sql=True)
-    return config.output_buffer.getvalue()
+    script = StringIO()
+    options = {"as_sql": True, "literal_binds": True, "output_buffer": script}
+    context = MigrationContext.configure(
+        dialect_name=dialect,
+        dialect_opts={"paramstyle": "named"},
+        opts=_options(None, ScriptDirectory._upgrade_revs, "head") | options,
+    )
+    _run(context)
+    return script.getvalue()
 
 
-def head() -> str | None:
+def head() -> str:
     """Return the newest revision."""
-    return ScriptDirectory.from_config(_config()).get_current_head()
+    return NEWEST_REVISION
 
 
 def revisions() -> list[str]:
     """Return every revision, the oldest first."""
-    walked = ScriptDirectory.from_config(_config()).walk_revisions()
-    return [script.revision for script in walked][::-1]
+    return [script.revision for script in _scripts().walk_revisions()][::-1]
 
 
 def _read(target: Target, work: Callable[[Connection], T]) -> T:
@@ -181,50 +228,91 @@ def _read(target: Target, work: Callable[[Connection], T]) -> T:
         return database.read(work)
 
 
-def _migrate(target: Target, migrate: Callable[[Config, str], None], to: str) -> None:
-    config = _config()
+def _migrate(target: Target, steps: _Steps, to: str) -> None:
+    if not isinstance(to, str):
+        raise ConfigurationError(f"The revision must be a string, not {type(to).__name__}.")
 
     def work(connection: Connection) -> None:
-        config.attributes["connection"] = connection
         with schema_locked(connection):
-            if (_current(connection) or "") > NEWEST_REVISION:
-                raise SchemaError(_describe(connection))
-            migrate(config, to)
+            with fixed_schema(connection) as schema:
+                found = stored_revision(connection, schema)
+                if found is not None and found not in revisions():
+                    raise SchemaError(_describe(connection, found))
+                options = _options(schema, steps, to)
+                _run(MigrationContext.configure(connection, opts=options))
             if connection is not target:
                 commit_schema_change(connection)
 
+    if isinstance(target, Connection):
+        work(target)
+    else:
+        # A large table takes its time, but another process's lock is not waited for forever.
+        with _opened(target, timeout=None) as database:
+            database.write(work)
+
+
+def _options(schema: str | None, steps: _Steps, to: str) -> dict[str, Any]:
+    """What a migration context needs to run the revisions on the way to one of them."""
+    scripts = _scripts()
+
+    def steps_from(heads: Any, context: object) -> list[RevisionStep]:  # noqa: ANN401
+        try:
+            return steps(scripts, to, heads)
+        except Exception as error:  # noqa: BLE001 - also what Alembic does not expect
+            reason = f"{error} " if isinstance(error, CommandError) else ""
+        raise ConfigurationError(
+            f"There is no way to the revision {to!r}. {reason}"
+            f"The revisions are {', '.join(revisions())}."
+        )
+
+    return {
+        "script": scripts,
+        "fn": steps_from,
+        "version_table": VERSION_TABLE,
+        "version_table_schema": schema,
+    }
+
+
+def _run(context: MigrationContext) -> None:
+    """Run a context's revisions without an environment of Alembic's, of which a process has one."""
     try:
-        if isinstance(target, Connection):
-            work(target)
-        else:
-            # A large table takes its time, but another process's lock is not waited for forever.
-            with _opened(target, timeout=None) as database:
-                database.write(work)
+        with running(Operations(context)), context.begin_transaction():
+            context.run_migrations()
     except CommandError as error:
-        raise ConfigurationError(f"{error} The revisions are {', '.join(revisions())}.") from None
+        raise SchemaError(f"{error}") from None
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(migrations.__file__).parent))
 
 
 @contextmanager
 def _opened(target: Bind | Database, timeout: float | None) -> Iterator[Database]:
     if isinstance(target, Database):
         yield target
-    else:
-        with closing(open_database(target, timeout=timeout, retry_for=_PATIENCE)) as database:
-            yield database
-
-
-def _current(connection: Connection) -> str | None:
-    options = {"version_table": VERSION_TABLE}
-    return MigrationContext.configure(connection, opts=options).get_current_revision()
+        return
+    if isinstance(target, MockConnection):
+        raise ConfigurationError(
+            "A script (alembic upgrade --sql) is written without a database, but this has to look "
+            "at the tables. Run the migration without --sql, or leave this out of the script and "
+            "add what 'zoho-orm-store sql' prints for an empty database."
+        )
+    if isinstance(target, AsyncConnection):
+        raise ConfigurationError(
+            "An AsyncConnection cannot be used here. Pass this function to its run_sync: "
+            "await connection.run_sync(provision.upgrade)."
+        )
+    with closing(open_database(target, timeout=timeout, retry_for=_PATIENCE)) as database:
+        yield database
 
 
 def _is_current(connection: Connection) -> bool:
-    inspector = inspect(connection)
-    has_no_revision = not inspector.has_table(VERSION_TABLE)
-    return (has_no_revision or _current(connection) == head()) and all(
-        inspector.has_table(table.name)
-        and {*table.columns.keys()} <= _names(inspector.get_columns(table.name))
-        and {index.name for index in table.indexes} <= _names(inspector.get_indexes(table.name))
+    inspector, schema = inspect(connection), table_schema(connection)
+    return stored_revision(connection, schema) in (None, NEWEST_REVISION) and all(
+        inspector.has_table(table.name, schema=schema)
+        and {*table.columns.keys()} <= _names(inspector.get_columns(table.name, schema=schema))
+        and {each.name for each in table.indexes}
+        <= _names(inspector.get_indexes(table.name, schema=schema))
         for table in metadata.tables.values()
     )
 
@@ -235,14 +323,9 @@ def _names(reflected: Iterable[ReflectedColumn | ReflectedIndex]) -> set[str | N
 
 def _check(connection: Connection) -> None:
     if not _is_current(connection):
-        raise SchemaError(_describe(connection))
+        found = stored_revision(connection, table_schema(connection))
+        raise SchemaError(_describe(connection, found))
 
 
-def _describe(connection: Connection) -> str:
-    return describe(redacted_url(connection.engine.url), _current(connection))
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", "zoho_orm_store:migrations")
-    return config
+def _describe(connection: Connection, found: str | None) -> str:
+    return describe(redacted_url(connection.engine.url), found)

@@ -8,6 +8,7 @@ alike.
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections import Counter
 from contextlib import closing, suppress
@@ -28,6 +29,8 @@ from zoho_orm_store.errors import (
     ConfigurationError,
     InvalidTokenError,
     UndecryptableTokenError,
+    UnreadableTokenError,
+    ZohoOrmStoreError,
     without_frames,
 )
 from zoho_orm_store.models import StoredToken
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.models import StoredTokenMixin
 
+logger = logging.getLogger("zoho_orm_store")
+
 __all__ = [
     "FileStoreFile",
     "Found",
@@ -57,6 +62,16 @@ SDK_COLUMNS = tuple(name for name, field in FIELDS.items() if field.sdk_name is 
 
 FILE_HEADER = tuple("redirect_uri" if name == "redirect_url" else name for name in SDK_COLUMNS)
 """The first line of the SDK's ``FileStore``, which has its own name for the redirect URL."""
+
+_FIRST_HEADER = (
+    "user_mail",
+    "client_id",
+    "refresh_token",
+    "access_token",
+    "grant_token",
+    "expiry_time",
+)
+"""The first line of a file of the SDK's first generation, which did not number its tokens."""
 
 Outcome: TypeAlias = Literal["added", "updated", "unchanged", "refused"]
 
@@ -79,7 +94,7 @@ class Found:
 
 
 class FileStoreFile:
-    """A file of the SDK's ``FileStore``, with ten columns or, if it is old, nine.
+    """A file of the SDK's ``FileStore``, with ten columns or, if it is old, nine or six.
 
     Args:
         path: The file, usually ``sdk_tokens.txt``.
@@ -97,7 +112,7 @@ class FileStoreFile:
         try:
             with self._path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 lines = csv.reader(file)
-                next(lines, None)
+                is_first_generation = tuple(next(lines, ())) == _FIRST_HEADER
                 while True:
                     try:
                         values = next(lines)
@@ -106,7 +121,9 @@ class FileStoreFile:
                     except csv.Error as error:
                         yield Found(f"line {lines.line_num}", None, f"{error}.")
                     else:
-                        if values:
+                        if values and is_first_generation:
+                            yield _found_in_first_file(f"line {lines.line_num}", values)
+                        elif values:
                             yield _found(f"line {lines.line_num}", values)
         except OSError as error:
             problem = ConfigurationError(f"Cannot read {self._path}: {error.strerror}.")
@@ -183,9 +200,17 @@ def _found(where: str, values: Sequence[object], secrets: Secrets = PLAIN_TEXT) 
         TokenRecord(**fields).check_types()  # type: ignore[arg-type]  # which it checks
         record = secrets.decrypted([*fields.values()])
         record.check_storable()
-    except (InvalidTokenError, UndecryptableTokenError) as error:
+    except (InvalidTokenError, UnreadableTokenError) as error:
         return Found(where, None, str(error))
     return Found(where, record)
+
+
+def _found_in_first_file(where: str, values: Sequence[object]) -> Found:
+    if len(values) != len(_FIRST_HEADER):
+        return Found(where, None, f"It has {len(values)} columns instead of six.")
+    user_name, *known = values
+    named = dict(zip(_FIRST_HEADER[1:], known, strict=True)) | {"user_name": user_name}
+    return _found(where, [named.get(name) for name in SDK_COLUMNS])
 
 
 class ImportSummary(NamedTuple):
@@ -204,7 +229,7 @@ class ImportSummary(NamedTuple):
     refused: tuple[str, ...]
 
 
-class _UndoError(Exception):
+class _UndoError(ZohoOrmStoreError):
     """Rolls a dry run's transaction back."""
 
 
@@ -304,7 +329,8 @@ def export_tokens(
 ) -> int:
     """Write every token into a new file that the SDK's ``FileStore`` can read.
 
-    The secrets in it are plain text. Only its owner can read the file.
+    The secrets in it are plain text. Only its owner can read the file. A token that another program
+    made unreadable is logged and left out.
 
     Args:
         bind: The database.
@@ -343,9 +369,13 @@ def _write_all(connection: Connection, operations: TokenOperations, file: TextIO
     number, after = 0, ""
     while page := operations.page(connection, Filters(), after, _BATCH):
         for record in page:
-            if not isinstance(record, TokenRecord):
+            if isinstance(record, UndecryptableTokenError):
                 raise record
+            if isinstance(record, UnreadableTokenError):
+                logger.error("A token was not exported. %s", record)
+                continue
             values = (getattr(record, name) for name in SDK_COLUMNS)
             writer.writerow(["" if value is None else value for value in values])
-        number, after = number + len(page), page[-1].id or ""
+            number += 1
+        after = page[-1].id or ""
     return number

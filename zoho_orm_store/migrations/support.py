@@ -1,7 +1,124 @@
-"""What revisions may import of this package. What is here keeps its meaning for ever."""
+"""What the revisions share. They are frozen, so what is here keeps its meaning for ever."""
 
 from __future__ import annotations
 
-from zoho_orm_store._database.errors import our_errors as without_values
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-__all__ = ["without_values"]
+import alembic.op
+
+from zoho_orm_store._database.errors import our_errors
+from zoho_orm_store._schema import fixed_schema
+from zoho_orm_store._sql.dialects import convert_old_storage, dependent_objects, views_ignored
+from zoho_orm_store.errors import SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from alembic.operations import BatchOperations, Operations
+
+__all__ = [
+    "INNODB",
+    "altered",
+    "is_offline",
+    "op",
+    "refuse_dependent_objects",
+    "revision_step",
+    "running",
+    "table_schema",
+    "use_innodb",
+]
+
+INNODB: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("row_format", "DYNAMIC"))
+}
+"""Options of a new table, so that a server's own defaults do not matter."""
+
+_operations: ContextVar[Operations | None] = ContextVar("zoho_orm_store_operations", default=None)
+
+
+class _CurrentOperations:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(_operations.get() or alembic.op, name)
+
+
+op = cast("Operations", _CurrentOperations())
+"""The operations of this run: those given to `running`, or else those of Alembic's environment.
+
+``alembic.op`` is one object for all threads, so two runs at once would use each other's.
+"""
+
+
+@contextmanager
+def running(operations: Operations) -> Iterator[None]:
+    """Let the revisions that run inside the ``with`` block use these operations."""
+    token = _operations.set(operations)
+    try:
+        yield
+    finally:
+        _operations.reset(token)
+
+
+def revision_step(step: Callable[[], None]) -> Callable[[], None]:
+    """Make a revision's ``upgrade`` or ``downgrade`` work in one schema, and show no values.
+
+    Statements on a table without a schema work in `table_schema`.
+    """
+
+    @our_errors
+    @wraps(step)
+    def run() -> None:
+        if is_offline():
+            step()
+        else:
+            with fixed_schema(op.get_bind()):
+                step()
+
+    return run
+
+
+def is_offline() -> bool:
+    """Whether the run writes an SQL script, without a database."""
+    return op.get_context().as_sql
+
+
+def table_schema() -> str | None:
+    """The schema of the tables; ``None`` in a script, and where there is only one."""
+    if is_offline():
+        return None
+    translated = op.get_bind().get_execution_options().get("schema_translate_map") or {}
+    schema: str | None = translated.get(None)
+    return schema
+
+
+@contextmanager
+def altered(table: str, recreate: Literal["auto", "always"] = "auto") -> Iterator[BatchOperations]:
+    """Collect changes of a table, and make them at the end of the ``with`` block."""
+    views = nullcontext() if is_offline() else views_ignored(op.get_bind())
+    with views, op.batch_alter_table(table, schema=table_schema(), recreate=recreate) as batch:
+        yield batch
+
+
+def refuse_dependent_objects(table: str, columns: Iterable[str]) -> None:
+    """Stop before PostgreSQL refuses to change columns on which other objects depend.
+
+    Raises:
+        SchemaError: The message names the objects.
+    """
+    if not is_offline() and (
+        found := dependent_objects(op.get_bind(), table, table_schema(), columns)
+    ):
+        raise SchemaError(
+            f"PostgreSQL does not allow changes of the table {table!r} while these depend on its "
+            f"columns: {', '.join(found)}. Nothing was changed. Save their definitions, drop them, "
+            "run this again, and then create them again."
+        )
+
+
+def use_innodb(table: str) -> None:
+    """On MySQL and MariaDB, convert a table that cannot have our indexes or transactions."""
+    convert_old_storage(op.get_bind(), table, table_schema())

@@ -19,11 +19,18 @@ from itertools import count
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import context, op
 from sqlalchemy.dialects import mysql
 
 from zoho_orm_store.errors import SchemaError
-from zoho_orm_store.migrations.support import without_values
+from zoho_orm_store.migrations.support import (
+    INNODB,
+    altered,
+    is_offline,
+    op,
+    refuse_dependent_objects,
+    revision_step,
+    table_schema,
+)
 
 revision = "zoho_orm_store_0002"
 down_revision = "zoho_orm_store_0001"
@@ -83,19 +90,21 @@ DIGESTED = {
     "refresh_token": "refresh_digest",
     "grant_token": "grant_digest",
 }
-rows = sa.table(
+rows = sa.Table(
     TABLE,
-    sa.column("id", sa.String),
-    *map(sa.column, VALUES),
-    *(sa.column(name, type_) for name, type_ in ADDED.items()),
+    sa.MetaData(),
+    sa.Column("id", sa.String),
+    *map(sa.Column, VALUES),
+    *(sa.Column(name, type_) for name, type_ in ADDED.items()),
 )
 
 logger = logging.getLogger("zoho_orm_store.migrations")
 
 
-@without_values
+@revision_step
 def upgrade() -> None:
-    to_convert = not context.is_offline_mode() and not was_made_here()
+    refuse_dependent_objects(TABLE, ["id", *WIDER, "expiry_time"])
+    to_convert = not is_offline() and not was_made_here()
     if to_convert:
         refuse_encrypted_tokens()
         clear_unreadable_expiries()
@@ -103,7 +112,7 @@ def upgrade() -> None:
     if to_convert:
         clear_blanks()
         convert_rows()
-    if not context.is_offline_mode():
+    if not is_offline():
         collapse_identities()
     tighten()
     create_leases()
@@ -172,7 +181,7 @@ def widen() -> None:
     """Give every column the type it has in the models, and add ours, nullable for now."""
     make_text_exact()
     present = columns_present()
-    with op.batch_alter_table(TABLE) as table:
+    with altered(TABLE) as table:
         table.alter_column(
             "id",
             existing_type=sa.String(10),
@@ -197,11 +206,13 @@ def make_text_exact() -> None:
     """Compare text byte for byte on MySQL and MariaDB, whose default collations do not."""
     if op.get_context().dialect.name not in MYSQL_FAMILY:
         return
-    if not context.is_offline_mode():
-        options = sa.inspect(op.get_bind()).get_table_options(TABLE)
+    if not is_offline():
+        options = sa.inspect(op.get_bind()).get_table_options(TABLE, schema=table_schema())
         if "utf8mb4_bin" in options.values():
             return
-    op.execute(f"ALTER TABLE {TABLE} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+    preparer = op.get_context().dialect.identifier_preparer
+    name = preparer.format_table(sa.table(TABLE, schema=table_schema()))
+    op.execute(f"ALTER TABLE {name} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
 
 
 def id_type() -> sa.types.TypeEngine[str]:
@@ -303,17 +314,23 @@ def digest(*parts: str) -> str:
 
 
 def tighten() -> None:
-    with op.batch_alter_table(TABLE) as table:
+    with altered(TABLE) as table:
         for name in REQUIRED:
             table.alter_column(name, existing_type=ADDED[name], nullable=False)
-    present = set() if context.is_offline_mode() else indexes_present()
+    present = set() if is_offline() else indexes_present()
     for name in INDEXED:
         if f"ix_{TABLE}_{name}" not in present:
-            op.create_index(f"ix_{TABLE}_{name}", TABLE, [name], unique=name == "identity")
+            op.create_index(
+                f"ix_{TABLE}_{name}",
+                TABLE,
+                [name],
+                unique=name == "identity",
+                schema=table_schema(),
+            )
 
 
 def create_leases() -> None:
-    if not context.is_offline_mode() and sa.inspect(op.get_bind()).has_table(LEASES):
+    if not is_offline() and sa.inspect(op.get_bind()).has_table(LEASES, schema=table_schema()):
         return
     op.create_table(
         LEASES,
@@ -321,23 +338,26 @@ def create_leases() -> None:
         sa.Column("owner", sa.String(64), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
+        schema=table_schema(),
         mysql_charset="utf8mb4",
         mysql_collate="utf8mb4_bin",
         mariadb_charset="utf8mb4",
         mariadb_collate="utf8mb4_bin",
+        **INNODB,
     )
 
 
-@without_values
+@revision_step
 def downgrade() -> None:
     """Take our columns away; the SDK's keep their wider types, so that no value is cut."""
-    if not context.is_offline_mode():
+    refuse_dependent_objects(TABLE, [*ADDED, "expiry_time"])
+    if not is_offline():
         refuse_encrypted_tokens()
         take_literal_marks_away()
-    op.drop_table(LEASES)
+    op.drop_table(LEASES, schema=table_schema())
     for name in INDEXED:
-        op.drop_index(f"ix_{TABLE}_{name}", TABLE)
-    with op.batch_alter_table(TABLE) as table:
+        op.drop_index(f"ix_{TABLE}_{name}", TABLE, schema=table_schema())
+    with altered(TABLE) as table:
         for name in ADDED:
             table.drop_column(name)
         table.alter_column(
@@ -376,10 +396,12 @@ def records(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Ite
 
 
 def columns_present() -> set[str]:
-    if context.is_offline_mode():
+    if is_offline():
         return set()
-    return {column["name"] for column in sa.inspect(op.get_bind()).get_columns(TABLE)}
+    columns = sa.inspect(op.get_bind()).get_columns(TABLE, schema=table_schema())
+    return {column["name"] for column in columns}
 
 
 def indexes_present() -> set[str | None]:
-    return {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(TABLE)}
+    indexes = sa.inspect(op.get_bind()).get_indexes(TABLE, schema=table_schema())
+    return {index["name"] for index in indexes}
