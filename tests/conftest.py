@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from databases import DATABASES, SERVERS, clear_postgresql, fresh_database, why_unreachable
+from programs import ABSENT_PROGRAMS
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool
@@ -147,6 +148,7 @@ ABSENT = {
 
 if CHROMIUM is None:
     ABSENT["chromium"] = "neither chromium nor google-chrome is installed."
+ABSENT |= ABSENT_PROGRAMS
 
 _left_out: dict[str, int] = {}
 
@@ -159,7 +161,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept = []
     for item in items:
-        needed = _needs(item) & ABSENT.keys()
+        needed = ABSENT.keys() & _needs(item)
         for name in needed:
             _left_out[name] = _left_out.get(name, 0) + 1
         if not needed:
@@ -174,15 +176,15 @@ def _time_allowed(item: pytest.Item) -> float:
 
 
 def _needs(item: pytest.Item) -> set[str]:
-    """The servers, and the browser, that a test's parameters name."""
+    """The servers and programs that a test's parameters name, or its module in ``NEEDS``."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    names = set()
+    names = {*getattr(item.module, "NEEDS", ())}
     for parameter in parameters:
         for part in parameter if isinstance(parameter, tuple) else (parameter,):
             name = part.database if isinstance(part, Route) else part
             if isinstance(name, str):
                 names.add(name)
-    return names & {*SERVERS, "chromium"}
+    return names
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

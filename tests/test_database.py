@@ -30,6 +30,7 @@ from conftest import (
     open_store,
 )
 from databases import SERVERS
+from reliability import record
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -184,7 +185,7 @@ class TestForks:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
     @on_each_pool
-    def test_a_child_forked_while_threads_are_at_work_H1(self, store, in_child):
+    def test_a_child_forked_while_threads_are_at_work_H1(self, route, store, in_child):
         saved = save(store, **FULL)
         stop = threading.Event()
 
@@ -204,6 +205,7 @@ class TestForks:
             stop.set()
             for thread in threads:
                 thread.join()
+        record("a fork while threads are at work", route.driver, 6, "every child worked")
 
     @pytest.mark.parametrize(
         "used_by_every_call",
@@ -216,7 +218,7 @@ class TestForks:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
     @on_routes(*(each for each in BY_DRIVER if each.database == "sqlite"))
-    def test_a_fork_waits_for_a_transaction_on_sqlite_H1(self, store, in_child):
+    def test_a_fork_waits_for_a_transaction_on_sqlite_H1(self, route, store, in_child):
         """Otherwise the child would hold the lock on the file for ever."""
         save(store, **FULL)
         began, forked = threading.Event(), threading.Event()
@@ -234,6 +236,7 @@ class TestForks:
         forked.set()
         thread.join()
         assert len(store.get_tokens()) == 3
+        record("a fork during a transaction", route.driver, 1, "the child can save")
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
     @on_each_pool
@@ -271,13 +274,14 @@ class TestRestarts:
         engine.dispose()
 
     @on_routes(*ON_SERVERS, *ENGINES_ON_SERVERS)
-    def test_after_the_server_dropped_every_connection_H1(self, route_url, store):
+    def test_after_the_server_dropped_every_connection_H1(self, route, route_url, store):
         saved = save(store, **FULL)
         self.kill_connections(route_url)
         assert known(store.find_token_by_id(saved.get_id())) == known(saved)
         self.kill_connections(route_url)
         save(store, user="u", access_token="a")
         assert len(store.get_tokens()) == 2
+        record("the server closes every connection", route.driver, 2, "the next call succeeded")
 
     @pytest.mark.parametrize(
         ("name", "driver"),
@@ -300,6 +304,7 @@ class TestRestarts:
                 assert store.get_tokens() == []
             assert time.monotonic() - started > 0.4
             engine.dispose()
+        record("the server has no free connection", driver, 1, "tried again until it succeeded")
 
     @pytest.mark.parametrize("error", [InternalClientError("state 11"), ConnectionResetError()])
     def test_an_error_of_the_driver_that_sqlalchemy_lets_through_H1(self, tmp_path, error):

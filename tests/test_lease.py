@@ -28,7 +28,7 @@ class EachInItsTransaction:
         self.engine = engine
         self.dialect_name = engine.dialect.name
 
-    def write(self, work, *args):
+    def write(self, work, *args, retry_for=None):
         with self.engine.begin() as connection:
             return work(connection, *args)
 

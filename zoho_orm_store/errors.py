@@ -26,6 +26,7 @@ __all__ = [
     "SchemaError",
     "StoreClosedError",
     "UndecryptableTokenError",
+    "UnreadableTokenError",
     "UserMismatchError",
     "ZohoOrmStoreError",
     "boundary",
@@ -68,13 +69,12 @@ class MissingDependencyError(ConfigurationError, ImportError):
 
 
 class StoreClosedError(ZohoOrmStoreError, RuntimeError):
-    """The store was used after ``close()``."""
+    """The store was used after ``close()``, or while the interpreter exits."""
 
-    def __init__(self) -> None:
-        super().__init__("This token store is closed. Make a new one, or close it later.")
-
-    def __reduce__(self) -> tuple[type[StoreClosedError], tuple[()]]:
-        return type(self), ()
+    def __init__(
+        self, message: str = "This token store is closed. Make a new one, or close it later."
+    ) -> None:
+        super().__init__(message)
 
 
 class InvalidTokenError(ZohoOrmStoreError, ValueError):
@@ -93,12 +93,12 @@ class CipherError(ZohoOrmStoreError):
     """A secret could not be encrypted or decrypted."""
 
 
-class UndecryptableTokenError(CipherError):
-    """A stored token cannot be decrypted: its key is missing, or the row was changed.
+class UnreadableTokenError(ZohoOrmStoreError):
+    """A stored token cannot be read: another program wrote a value that no token has.
 
     Attributes:
         id: The token's id.
-        record: The token without its secrets.
+        record: The token without its secrets, and without the values that cannot be read.
     """
 
     def __init__(
@@ -111,8 +111,12 @@ class UndecryptableTokenError(CipherError):
         self.id = id
         self.record = record
 
-    def __reduce__(self) -> tuple[type[UndecryptableTokenError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[UnreadableTokenError], tuple[str, str]]:
         return type(self), (str(self), self.id)
+
+
+class UndecryptableTokenError(UnreadableTokenError, CipherError):
+    """A stored token cannot be decrypted: its key is missing, or the row was changed."""
 
 
 class DatabaseError(ZohoOrmStoreError):
@@ -153,7 +157,7 @@ def without_frames(error: E) -> E:
 
 
 def boundary(
-    translate: Callable[[Exception], Exception | None],
+    translate: Callable[[Exception], BaseException | None],
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Make a decorator for the functions that users call.
 

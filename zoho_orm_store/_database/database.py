@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
-from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.util import greenlet_spawn
 from typing_extensions import TypeVarTuple, Unpack
 
+from zoho_orm_store._database.drivers import limit_time, refuse_under_gevent
 from zoho_orm_store._database.engines import engines_for
-from zoho_orm_store._database.errors import connect_error, is_driver_error, translate
-from zoho_orm_store._database.forks import hold_while_forking, tell_forked_children
+from zoho_orm_store._database.errors import connect_error, leaves_connection_unusable, translate
+from zoho_orm_store._database.forks import (
+    begin_work,
+    end_work,
+    notice_fork,
+    tell_forked_children,
+)
 from zoho_orm_store._database.loop import LoopThread
+from zoho_orm_store._database.sqlite_file import check_not_replaced, is_watched
 from zoho_orm_store._sql.dialects import leave_autocommit, prepare_to_write
 from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClosedError
 
 if TYPE_CHECKING:
-    from _thread import LockType
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import RootTransaction
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from zoho_orm_store._database.engines import Bind, Engines
@@ -46,9 +52,21 @@ Ts = TypeVarTuple("Ts")
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.25
 
+_FORK_WAITS = 1.0
+_FORK_WAITS_FOR_SQLITE = 10.0
+"""Seconds that a fork waits for a call. A child with SQLite's lock would have it for ever."""
+
+_TO_GIVE_BACK = 0.5
+"""Seconds that the connections have to close when a store is closed."""
+
 
 def open_database(
-    bind: Bind, *, timeout: float | None = None, retry_for: float | None = None
+    bind: Bind,
+    *,
+    timeout: float | None = None,
+    retry_for: float | None = None,
+    pooler: bool = False,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Database:
     """Make a database of a URL or an engine, without connecting to it.
 
@@ -56,12 +74,14 @@ def open_database(
         bind: A URL, for which engines are made and owned, or an engine, which is only used.
         timeout: Seconds that one piece of work may take in all; ``None`` sets no limit.
         retry_for: Seconds in which work is tried again; ``None`` stands for the timeout.
+        pooler: Whether a pooler in transaction mode stands before the server of a URL.
+        engine_options: Keyword arguments for ``create_engine``, for a URL.
 
     Raises:
-        ConfigurationError: The URL or the engine cannot be used; the message says why.
+        ConfigurationError: The URL, the engine or an option cannot be used; the message says why.
         MissingDependencyError: The URL's driver is not installed.
     """
-    engines = engines_for(bind, timeout)
+    engines = engines_for(bind, timeout, pooler=pooler, engine_options=engine_options)
     if isinstance(engines.writing, Engine):
         return _SyncDatabase(engines, timeout, retry_for)
     return _AsyncDatabase(engines, timeout, retry_for)
@@ -74,9 +94,13 @@ class Database(ABC):
         self, engine: Engine | AsyncEngine, timeout: float | None, retry_for: float | None
     ) -> None:
         self.url = engine.url
+        self._driver = engine.dialect.driver
         self._has_one_connection = isinstance(engine.pool, StaticPool)
         self._timeout = timeout
         self._retry_for = timeout if retry_for is None else retry_for
+        self._fork_waits = _FORK_WAITS
+        if self.dialect_name == "sqlite":
+            self._fork_waits = _FORK_WAITS_FOR_SQLITE
         self._closed = False
         self._make_turns()
         tell_forked_children(self)
@@ -86,26 +110,46 @@ class Database(ABC):
         """SQLAlchemy's name of the dialect."""
         return self.url.get_backend_name()
 
-    def read(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    def read(
+        self,
+        work: Callable[[Connection, Unpack[Ts]], T],
+        *args: Unpack[Ts],
+        timeout: float | None = None,
+    ) -> T:
         """Run work that only reads, and return its result.
 
         Args:
             work: A function of a connection and of ``args``.
             args: More arguments of the function.
+            timeout: Seconds that this work may take in all; ``None`` stands for those that the
+                database was opened with.
 
         Raises:
             DatabaseError: The database refused or lost the work.
             StoreClosedError: `close` was called.
         """
-        return self._run(False, work, args)
+        return self._run(False, work, args, timeout, None)
 
-    def write(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    def write(
+        self,
+        work: Callable[[Connection, Unpack[Ts]], T],
+        *args: Unpack[Ts],
+        timeout: float | None = None,
+        retry_for: float | None = None,
+    ) -> T:
         """Run work in a transaction of its own, commit it, and return its result.
 
         The work may run several times, each time in a new transaction, so it must have no other
-        effect. Arguments and errors are those of `read`.
+        effect. A server that restarts is waited for. Arguments and errors are those of `read`.
+
+        Args:
+            work: See `read`.
+            args: See `read`.
+            timeout: See `read`.
+            retry_for: Seconds in which this work is tried again; ``None`` stands for those that
+                the database was opened with.
         """
-        return self._run(True, work, args)
+        return self._run(True, work, args, timeout, retry_for)
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., Any]]:
@@ -120,8 +164,12 @@ class Database(ABC):
         """
         if self._closed:
             raise StoreClosedError
-        with self._writing_turn or nullcontext(), self._transaction() as run:
-            yield self._translating(run)
+        working = begin_work(self._fork_waits)
+        try:
+            with self._writing_turn or nullcontext(), self._transaction() as run:
+                yield self._translating(run)
+        finally:
+            end_work(working)
 
     @abstractmethod
     def close(self) -> None:
@@ -135,32 +183,54 @@ class Database(ABC):
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[Callable[..., Any]]: ...
 
-    def _run(self, writes: bool, work: Callable[..., T], args: tuple[Any, ...]) -> T:
+    def _run(
+        self,
+        writes: bool,
+        work: Callable[..., T],
+        args: tuple[Any, ...],
+        timeout: float | None,
+        retry_for: float | None,
+    ) -> T:
         if self._closed:
             raise StoreClosedError
-        started, remaining = monotonic(), self._timeout
+        if timeout is None:
+            timeout = self._timeout
+        if retry_for is None:
+            retry_for = self._retry_for
+        started, paused, remaining = monotonic(), 0.0, timeout
         for attempt in count():
-            turn = self._writing_turn if writes else self._reading_turn
-            if turn and not turn.acquire(timeout=-1 if remaining is None else max(0, remaining)):
-                raise DatabaseTimeoutError("Other threads kept the database busy for too long.")
+            working = begin_work(self._fork_waits)
+            turn, is_my_turn = self._writing_turn if writes else self._reading_turn, False
             try:
+                if turn is not None:
+                    longest = -1 if remaining is None else max(0, remaining)
+                    is_my_turn = turn.acquire(timeout=longest)
+                    if not is_my_turn:
+                        raise DatabaseTimeoutError("Other threads kept the database too busy.")
+                    if timeout is not None:
+                        remaining = timeout - max(monotonic() - started, paused)
                 return self._attempt(writes, work, args, remaining)
             except Exception as error:
                 failure = translate(error, self.url)
                 if failure is None:
                     raise
-                if not (isinstance(failure, DatabaseError) and failure.retryable):
-                    raise failure from None
             finally:
-                if turn:
+                if turn is not None and is_my_turn:
                     turn.release()
-            time.sleep(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)))  # noqa: S311
-            elapsed = monotonic() - started
-            if self._retry_for is not None and elapsed >= self._retry_for:
+                end_work(working)
+            if not (isinstance(failure, DatabaseError) and failure.retryable):
+                raise failure
+            pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))  # noqa: S311
+            time.sleep(pause)
+            paused += pause
+            # A test may have stopped the clock.
+            elapsed = max(monotonic() - started, paused)
+            remaining = None if timeout is None else timeout - elapsed
+            is_over = remaining is not None and remaining <= 0
+            if is_over or (retry_for is not None and elapsed >= retry_for):
                 break
-            remaining = None if self._timeout is None else self._timeout - elapsed
         raise DatabaseTimeoutError(
-            f"The operation did not succeed within {self._retry_for:g} seconds, in "
+            f"The operation did not succeed within {elapsed:.1f} seconds, in "
             f"{attempt + 1} attempts. The last one: {failure}"
         )
 
@@ -171,14 +241,12 @@ class Database(ABC):
         at every step: both are faster in turns. If an engine has one connection for all threads,
         their transactions must not run into each other.
         """
-        self._reading_turn: LockType | None = None
-        self._writing_turn: LockType | None = None
+        self._reading_turn: threading.Lock | None = None
+        self._writing_turn: threading.Lock | None = None
         if self.dialect_name == "sqlite":
-            self._reading_turn = self._writing_turn = Lock()
+            self._reading_turn = self._writing_turn = threading.Lock()
             if not self._has_one_connection:
-                self._writing_turn = Lock()
-            hold_while_forking(self._reading_turn)
-            hold_while_forking(self._writing_turn)
+                self._writing_turn = threading.Lock()
 
     def _forked(self) -> None:
         self._make_turns()
@@ -210,6 +278,7 @@ class _SyncDatabase(Database):
         self._engines = engines
 
     def close(self) -> None:
+        notice_fork()
         self._closed = True
         if self._engines.owned:
             self._engines.reading.dispose()
@@ -222,28 +291,36 @@ class _SyncDatabase(Database):
     def _attempt(
         self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
     ) -> T:
-        engine = self._engines.writing if writes else self._engines.reading
-        with self._connect(engine) as connection:
+        connection = self._connect(writes)
+        try:
+            if self._engines.limits_time:
+                limit_time(connection, remaining)
             return _work(connection, writes, work, args, remaining)
+        finally:
+            _give_back(connection)
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., Any]]:
-        with self._connect(self._engines.writing) as connection:
+        connection = self._connect(True)
+        try:
             with self._errors_translated():
                 _begin(connection, self._timeout)
             try:
                 yield lambda work, *args: work(connection, *args)
                 with self._errors_translated():
-                    connection.commit()
-            except BaseException:
-                _roll_back(connection)
+                    _commit(connection)
+            except BaseException as error:
+                _undo(connection, error)
                 raise
+        finally:
+            _give_back(connection)
 
-    def _connect(self, engine: Engine) -> Connection:
+    def _connect(self, writes: bool) -> Connection:
+        engine = self._engines.writing if writes else self._engines.reading
         try:
             return engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise anything here
-            raise connect_error(error, self.url) from None
+            raise connect_error(error, self.url, wait_for_server=writes) from None
 
 
 class _AsyncDatabase(Database):
@@ -257,8 +334,12 @@ class _AsyncDatabase(Database):
         self._loop_thread = LoopThread()
 
     def close(self) -> None:
-        self._closed = True
-        self._loop_thread.run(self._dispose(), timeout=None)
+        notice_fork()
+        is_first, self._closed = not self._closed, True
+        self._loop_thread.cancel()
+        if is_first:
+            with suppress(DatabaseTimeoutError, StoreClosedError):
+                self._loop_thread.run(self._dispose(), _TO_GIVE_BACK)
         self._loop_thread.stop()
 
     async def _dispose(self) -> None:
@@ -273,22 +354,35 @@ class _AsyncDatabase(Database):
     def _attempt(
         self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
     ) -> T:
-        return self._loop_thread.run(
-            self._connect_and_work(writes, work, args, remaining), remaining
-        )
+        refuse_under_gevent(self._driver)
+        try:
+            return self._loop_thread.run(
+                self._connect_and_work(writes, work, args, remaining), remaining
+            )
+        except DatabaseTimeoutError:
+            self._loop_thread.begin(self._reconnect())
+            raise
+
+    async def _reconnect(self) -> None:
+        """Replace the connections after one of them has fallen silent: the others may have too."""
+        for engine in {self._engines.reading, self._engines.writing}:
+            pool = engine.sync_engine.pool
+            engine.sync_engine.dispose(close=False)
+            await asyncio.wait_for(greenlet_spawn(pool.dispose), _TO_GIVE_BACK)
 
     async def _connect_and_work(
         self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
     ) -> T:
-        connection = await self._connect(self._engines.writing if writes else self._engines.reading)
+        connection = await self._connect(writes)
         try:
             return await connection.run_sync(_work, writes, work, args, remaining)
         finally:
-            await connection.close()
+            await connection.run_sync(_give_back)
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., Any]]:
-        connection = self._loop_thread.run(self._connect(self._engines.writing), self._timeout)
+        refuse_under_gevent(self._driver)
+        connection = self._loop_thread.run(self._connect(True), self._timeout)
         # An operation that was given up may go on for a little while.
         one_at_a_time = asyncio.Lock()
 
@@ -296,29 +390,30 @@ class _AsyncDatabase(Database):
             async with one_at_a_time:
                 return await connection.run_sync(work, *args)
 
-        async def close() -> None:
-            async with one_at_a_time:
-                await connection.run_sync(_roll_back)
-                await connection.close()
-
         def run(work: Callable[..., T], *args: object) -> T:
             return self._loop_thread.run(in_turn(work, *args), self._timeout)
 
+        error: BaseException | None = None
         try:
             with self._errors_translated():
                 run(_begin, self._timeout)
             yield run
             with self._errors_translated():
-                run(Connection.commit)
+                run(_commit)
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            with suppress(DatabaseTimeoutError):
-                self._loop_thread.run(_to_its_end(close()), self._timeout)
+            with suppress(DatabaseTimeoutError, StoreClosedError):
+                ending = _to_its_end(in_turn(_end, error))
+                self._loop_thread.run(ending, self._timeout)
 
-    async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+    async def _connect(self, writes: bool) -> AsyncConnection:
+        engine = self._engines.writing if writes else self._engines.reading
         try:
             return await engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise anything here
-            raise connect_error(error, self.url) from None
+            raise connect_error(error, self.url, wait_for_server=writes) from None
 
 
 def _work(
@@ -329,35 +424,67 @@ def _work(
     remaining: float | None,
 ) -> T:
     try:
-        if not writes:
-            return work(connection, *args)
-        with _begin(connection, remaining):
-            return work(connection, *args)
-    except Exception as error:
-        if is_driver_error(error):
-            connection.invalidate()
+        if writes:
+            _begin(connection, remaining)
+        result = work(connection, *args)
+        if writes:
+            _commit(connection)
+    except BaseException as error:
+        _undo(connection, error)
         raise
+    return result
+
+
+def _begin(connection: Connection, remaining: float | None) -> None:
+    leave_autocommit(connection)
+    connection.begin()
+    prepare_to_write(connection, remaining, polls=is_watched(connection))
+
+
+def _commit(connection: Connection) -> None:
+    check_not_replaced(connection)
+    connection.commit()
+
+
+def _undo(connection: Connection, error: BaseException) -> None:
+    """End a transaction after an error. If the connection is lost, the server does the same."""
+    if connection.dialect.name == "sqlite" or not leaves_connection_unusable(error):
+        try:
+            connection.rollback()
+        except Exception as failed:  # noqa: BLE001 - drivers raise anything here
+            _let_out_the_applications(failed)
+        else:
+            return
+    with suppress(Exception):
+        connection.invalidate()
+
+
+def _give_back(connection: Connection) -> None:
+    """Return a connection to its pool. What was done on it is done, whatever happens here."""
+    try:
+        connection.close()
+    except Exception as failed:  # noqa: BLE001 - drivers raise anything here
+        with suppress(Exception):
+            connection.invalidate()
+            connection.close()
+        _let_out_the_applications(failed)
+
+
+def _end(connection: Connection, error: BaseException | None) -> None:
+    if error is not None:
+        _undo(connection, error)
+    _give_back(connection)
+
+
+def _let_out_the_applications(error: Exception) -> None:
+    """Raise an exception again if it is the application's, from a signal handler perhaps."""
+    failure = translate(error)
+    if failure is None:
+        raise error
+    if not isinstance(failure, DatabaseError):
+        raise failure from None
 
 
 async def _to_its_end(coroutine: Coroutine[object, object, None]) -> None:
     """Run a coroutine that goes on when its caller no longer waits for it."""
     await asyncio.shield(coroutine)
-
-
-def _roll_back(connection: Connection) -> None:
-    """End a transaction after an error. If the connection is lost, the server does the same."""
-    try:
-        connection.rollback()
-    except Exception:  # noqa: BLE001 - drivers raise anything here
-        connection.invalidate()
-
-
-def _begin(connection: Connection, remaining: float | None) -> RootTransaction:
-    leave_autocommit(connection)
-    transaction = connection.begin()
-    try:
-        prepare_to_write(connection, remaining)
-    except BaseException:
-        transaction.rollback()
-        raise
-    return transaction

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import uuid4
+
+from zoho_orm_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
+    from collections.abc import Callable, Generator
+
+    from sqlalchemy import URL, Connection
 
 __all__ = [
     "EXTRAS",
     "SUGGESTED_DRIVERS",
     "connect_args",
+    "connects_with_limit",
     "is_memory",
+    "limit_time",
+    "prepares_statements_in_two_steps",
     "redacted_url",
+    "refuse_under_gevent",
     "sqlite_file",
 ]
+
+T = TypeVar("T")
 
 EXTRAS = {
     "psycopg": "postgresql",
@@ -51,16 +64,121 @@ _TIMEOUTS = {
 _FRACTIONS_OF_SECONDS = ("pysqlite", "aiosqlite", "asyncpg")
 
 
-def connect_args(url: URL, driver: str, timeout: float) -> dict[str, object]:
-    """The driver's arguments that keep a connection from waiting longer than a store may.
+_OPTIONS: dict[str, dict[str, object]] = {
+    # A prepared statement would stay on one of the pooler's connections to the server. Without it,
+    # psycopg sends a statement and its values in one message.
+    "psycopg": {"prepare_threshold": None},
+    "psycopg_async": {"prepare_threshold": None},
+    # Otherwise a server may store "????" for what a column's character set cannot hold.
+    "pymysql": {"sql_mode": "STRICT_ALL_TABLES"},
+    "aiomysql": {"sql_mode": "STRICT_ALL_TABLES"},
+    "asyncmy": {"sql_mode": "STRICT_ALL_TABLES"},
+}
+
+_OPTIONS_FOR_POOLERS: dict[str, dict[str, object]] = {
+    "asyncpg": {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"__zoho_orm_store_{uuid4().hex}__",
+    },
+}
+
+
+def connect_args(
+    url: URL, driver: str, timeout: float, *, pooler: bool = False
+) -> dict[str, object]:
+    """The driver's arguments that a store needs; what the URL's query already sets is left alone.
 
     Args:
-        url: The database; what its query already sets is left alone.
+        url: The database.
         driver: SQLAlchemy's name of the driver.
-        timeout: The longest wait, in seconds.
+        timeout: The longest time that a connection may wait, in seconds.
+        pooler: Whether a pooler in transaction mode stands before the server.
     """
     value = timeout if driver in _FRACTIONS_OF_SECONDS else max(1, round(timeout))
-    return {name: value for name in _TIMEOUTS.get(driver, ()) if name not in url.query}
+    arguments: dict[str, object] = dict.fromkeys(_TIMEOUTS.get(driver, ()), value)
+    arguments |= _OPTIONS.get(driver, {})
+    if pooler:
+        arguments |= _OPTIONS_FOR_POOLERS.get(driver, {})
+    return {name: argument for name, argument in arguments.items() if name not in url.query}
+
+
+def prepares_statements_in_two_steps(driver: str) -> bool:
+    """Whether a driver prepares a statement and then executes it, in two messages.
+
+    Behind a pooler, both must be in one transaction.
+    """
+    return driver == "asyncpg"
+
+
+def refuse_under_gevent(driver: str) -> None:
+    """Refuse a driver that cannot work in greenlets.
+
+    Raises:
+        ConfigurationError: gevent has replaced the threads that the driver needs.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if driver == "aiosqlite" and monkey and monkey.is_module_patched("threading"):
+        raise ConfigurationError(
+            "aiosqlite does not work under gevent, because it needs real threads. Use a URL that "
+            "begins with sqlite:/// instead of sqlite+aiosqlite:///."
+        )
+
+
+# -- psycopg has no time limit for an answer ------------------------------------------------------
+
+
+def connects_with_limit(driver: str, seconds: float) -> Callable[..., Any] | None:
+    """A function that connects with a driver so that `limit_time` has an effect.
+
+    Args:
+        driver: SQLAlchemy's name of the driver.
+        seconds: The limit for what happens before the first call of `limit_time`.
+
+    Returns:
+        The function, or ``None`` if the driver does not need one.
+    """
+    if driver != "psycopg":
+        return None
+    import psycopg
+
+    class LimitedConnection(psycopg.Connection[Any]):
+        """A connection that gives up at a point in time by the monotonic clock."""
+
+        gives_up_at = float("inf")
+
+        def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            return super().wait(self._limited(gen), *args, **kwargs)
+
+        def _limited(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+            # psycopg resumes the generator several times a second, also if nothing has arrived.
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    wanted = gen.send(ready)
+                    if monotonic() >= self.gives_up_at:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError("the server did not answer in time")
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    def connect(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        connection = LimitedConnection.connect(*args, **kwargs)
+        connection.gives_up_at = monotonic() + seconds
+        return connection
+
+    return connect
+
+
+def limit_time(connection: Connection, seconds: float | None) -> None:
+    """Let a connection that was made by `connects_with_limit` give up after some seconds."""
+    limited: Any = connection.connection.driver_connection
+    limited.gives_up_at = float("inf") if seconds is None else monotonic() + seconds
+
+
+# -- URLs -----------------------------------------------------------------------------------------
 
 
 def is_memory(url: URL) -> bool:

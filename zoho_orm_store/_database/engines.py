@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, exc, make_url
+from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
@@ -20,9 +21,13 @@ from zoho_orm_store._database.drivers import (
     EXTRAS,
     SUGGESTED_DRIVERS,
     connect_args,
+    connects_with_limit,
     is_memory,
+    prepares_statements_in_two_steps,
+    refuse_under_gevent,
     sqlite_file,
 )
+from zoho_orm_store._database.sqlite_file import reconnect_when_replaced
 from zoho_orm_store._sql.dialects import check_dialect
 from zoho_orm_store.errors import ConfigurationError, MissingDependencyError
 
@@ -45,6 +50,9 @@ hundred for all processes together."""
 _KEEP_ONE = {"pool_size": 1, "max_overflow": _CONNECTIONS - 1}
 """A token is written once an hour, and a server also counts idle connections."""
 
+_POOL_CLASSES = frozenset({"poolclass", "pool"})
+_POOL_OPTIONS = _POOL_CLASSES | {"pool_size", "max_overflow"}
+
 _LONGEST_CONNECT = 10.0
 
 _inherited: list[object] = []
@@ -58,46 +66,75 @@ class Engines(Generic[E]):
     Attributes:
         reading: For work that only reads.
         writing: For transactions.
-        owned: Whether the store made them, and disposes of them.
+        owned: Whether the store made them or their pools, and disposes of them.
+        limits_time: Whether their connections must be told how long they may wait for an answer.
     """
 
     reading: E
     writing: E
     owned: bool
+    limits_time: bool = False
 
     def renewed(self) -> Engines[E]:
         """The same in a forked child, with new pools; the parent's are left untouched."""
         _inherited.extend((self.reading.pool, self.writing.pool))
         if not self.owned:
-            clone = _clone(self.writing)
-            return Engines(clone, clone, owned=True)
+            own = _with_own_pool(self.writing)
+            return Engines(own, own, owned=True)
         for engine in (self.reading, self.writing):
             synchronous(engine).dispose(close=False)
         return self
 
 
-def engines_for(bind: Bind, timeout: float | None) -> Engines[Engine] | Engines[AsyncEngine]:
+class _EngineWithOwnPool(OptionEngine):
+    """An application's engine with another pool of the same class and size.
+
+    It shares everything else: the dialect, the options, and the events, also those that are
+    listened to later.
+    """
+
+    pool: Any = None
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, {})
+        self.pool = engine.pool.recreate()
+
+
+def engines_for(
+    bind: Bind,
+    timeout: float | None,
+    *,
+    pooler: bool = False,
+    engine_options: Mapping[str, Any] | None = None,
+) -> Engines[Engine] | Engines[AsyncEngine]:
     """Make or adopt engines, without connecting.
 
     Args:
-        bind: A URL, for which engines are made, or an engine. An ``AsyncEngine`` is copied,
-            since its pool belongs to an event loop.
+        bind: A URL, for which engines are made, or an engine. An ``AsyncEngine`` gets another pool,
+            since its own belongs to an event loop.
         timeout: The longest time to connect, in seconds.
+        pooler: Whether a pooler in transaction mode stands before the server of a URL.
+        engine_options: Keyword arguments for ``create_engine``, for a URL.
 
     Raises:
-        ConfigurationError: The URL or the engine cannot be used; the message says why.
+        ConfigurationError: The URL, the engine or an option cannot be used; the message says why.
         MissingDependencyError: The URL's driver is not installed.
     """
-    if isinstance(bind, Engine):
+    if isinstance(bind, Engine | AsyncEngine):
         check_dialect(bind.dialect.name)
-        return Engines(bind, bind, owned=False)
-    if isinstance(bind, AsyncEngine):
-        check_dialect(bind.dialect.name)
-        clone = _clone(_shareable(bind))
-        return Engines(clone, clone, owned=True)
+        refuse_under_gevent(bind.dialect.driver)
+        if pooler or engine_options is not None:
+            raise ConfigurationError(
+                "pooler and engine_options are for a URL. An engine of your own has its options "
+                "already: pass them to create_engine."
+            )
+        if isinstance(bind, Engine):
+            return Engines(bind, bind, owned=False)
+        own = _with_own_pool(_shareable(bind))
+        return Engines(own, own, owned=True)
     url = _parse(bind)
     check_dialect(url.get_backend_name())
-    return _made_for(url, timeout)
+    return _made_for(url, timeout, pooler, dict(engine_options or {}))
 
 
 def synchronous(engine: Engine | AsyncEngine) -> Engine:
@@ -129,19 +166,30 @@ def _parse(bind: object) -> URL:
     )
 
 
-def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[AsyncEngine]:
+def _made_for(
+    url: URL, timeout: float | None, pooler: bool, given: dict[str, Any]
+) -> Engines[Engine] | Engines[AsyncEngine]:
     try:
         dialect = url.get_dialect()
-        options = _options(url, dialect.driver, timeout)
+        driver = dialect.driver
+        refuse_under_gevent(driver)
+        options = _options(url, driver, timeout, pooler, given)
         make: Any = create_async_engine if dialect.is_async else create_engine
         if url.get_backend_name() == "sqlite":
+            if pooler:
+                raise ConfigurationError("pooler=True is for a server, not for SQLite.")
             engine = make(url, **options)
             event.listen(synchronous(engine), "do_connect", _make_private)
+            reconnect_when_replaced(synchronous(engine))
             return Engines(engine, engine, owned=True)
         # Our transactions always end with COMMIT or ROLLBACK: a reset would only cost a round trip.
-        writing = make(url, **options | _KEEP_ONE, pool_reset_on_return=None)
-        reading = make(url, **options, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
-        return Engines(reading, writing, owned=True)
+        writing = make(url, **{"pool_reset_on_return": None} | options | _kept_small(given))
+        in_autocommit = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+        if pooler and prepares_statements_in_two_steps(driver):
+            in_autocommit = {}
+        reading = make(url, **in_autocommit | options)
+        engines = Engines(reading, writing, owned=True)
+        return engines if dialect.is_async else _limited(engines, driver, options)
     except exc.NoSuchModuleError:
         raise ConfigurationError(
             f"SQLAlchemy has no database driver {url.drivername!r}. Use for example "
@@ -151,11 +199,35 @@ def _made_for(url: URL, timeout: float | None) -> Engines[Engine] | Engines[Asyn
         raise _missing_driver(error.name or dialect.driver, url) from None
     except exc.ArgumentError as error:
         raise ConfigurationError(f"The database URL cannot be used: {error}") from None
-    except (ValueError, TypeError):  # Their texts may hold a value of the URL's query.
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        if given:  # It names the options, and no values.
+            raise ConfigurationError(f"engine_options cannot be used: {error}") from None
+        # The text may hold a value of the URL's query.
         raise ConfigurationError(
             "The database URL cannot be used: an option after its question mark has a value of "
             f"the wrong kind for the driver {dialect.driver}."
         ) from None
+
+
+def _kept_small(given: Mapping[str, Any]) -> dict[str, int]:
+    """The size of the pool for writing, unless the application has chosen its pools."""
+    return {} if _POOL_OPTIONS & given.keys() else _KEEP_ONE
+
+
+def _limited(engines: Engines[E], driver: str, options: Mapping[str, Any]) -> Engines[E]:
+    """Let connections give up in time if their driver does not do so by itself."""
+    connect = connects_with_limit(driver, options.get("pool_timeout", _LONGEST_CONNECT))
+    if connect is None:
+        return engines
+
+    def connects(dialect: Dialect, record: object, args: Any, arguments: Any) -> object:  # noqa: ANN401
+        return connect(*args, **arguments)
+
+    for engine in (engines.reading, engines.writing):
+        event.listen(synchronous(engine), "do_connect", connects)
+    return replace(engines, limits_time=True)
 
 
 def _missing_driver(package: str, url: URL) -> ConfigurationError:
@@ -169,32 +241,28 @@ def _missing_driver(package: str, url: URL) -> ConfigurationError:
     )
 
 
-def _options(url: URL, driver: str, timeout: float | None) -> dict[str, Any]:
+def _options(
+    url: URL, driver: str, timeout: float | None, pooler: bool, given: Mapping[str, Any]
+) -> dict[str, Any]:
     limit = _LONGEST_CONNECT if timeout is None else timeout
-    arguments = connect_args(url, driver, limit)
-    options: dict[str, Any] = {
-        "connect_args": arguments,
-        "hide_parameters": True,
-        "pool_size": _CONNECTIONS,
-        "max_overflow": 0,
-        "pool_timeout": limit,
-    }
+    arguments = connect_args(url, driver, limit, pooler=pooler)
+    options: dict[str, Any] = {"hide_parameters": True}
+    if not _POOL_CLASSES & given.keys():
+        options |= {"pool_size": _CONNECTIONS, "max_overflow": 0, "pool_timeout": limit}
     if is_memory(url):
         # The database is its one connection, which the threads share in turns.
         is_async = driver == "aiosqlite"
         arguments["check_same_thread"] = False
         options |= {"poolclass": AsyncAdaptedQueuePool if is_async else QueuePool, "pool_size": 1}
+    options |= given
+    options["connect_args"] = arguments | dict(given.get("connect_args", {}))
     return options
 
 
-def _clone(engine: E) -> E:
-    """The same engine with a pool of its own, of the same class and size."""
-    is_async = isinstance(engine, AsyncEngine)
-    make: Any = create_async_engine if is_async else create_engine
-    options = engine.get_execution_options()
-    pool = engine.pool.recreate()
-    clone: E = make(engine.url, pool=pool, hide_parameters=True, execution_options=options)
-    return clone
+def _with_own_pool(engine: E) -> E:
+    if isinstance(engine, AsyncEngine):
+        return AsyncEngine(_EngineWithOwnPool(engine.sync_engine))
+    return _EngineWithOwnPool(engine)
 
 
 def _shareable(engine: AsyncEngine) -> AsyncEngine:

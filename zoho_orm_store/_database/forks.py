@@ -1,19 +1,22 @@
-"""Surviving ``os.fork``: no fork in the middle of SQLite work, and a new start in the child."""
+"""Surviving a fork: no fork in the middle of a call, and a new start in the child.
+
+Python runs hooks around ``os.fork``, but a server written in C, such as uWSGI, forks without them.
+A child therefore notices at its first call that it is another process. Only then does it start
+again, because a server may switch to greenlets between the fork and that call.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 import weakref
-from threading import Lock
-from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from _thread import LockType
+__all__ = ["Forkable", "begin_work", "end_work", "notice_fork", "tell_forked_children"]
 
-__all__ = ["Forkable", "hold_while_forking", "tell_forked_children"]
-
-_LONGEST_WAIT = 1.0
+_POLL = 0.001
+"""Seconds between two looks. `time.sleep` is looked up at the call: gevent replaces it."""
 
 
 class Forkable(Protocol):
@@ -24,45 +27,88 @@ class Forkable(Protocol):
 
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_to_hold: weakref.WeakSet[LockType] = weakref.WeakSet()
-_held: list[LockType] = []
-_one_fork_at_a_time = Lock()
+_process = os.getpid()
+_starting_again: dict[int, threading.Lock] = {}
+
+_at_work: dict[object, tuple[int, float]] = {}
+"""The calls under way: each one's thread, and the longest that a fork waits for it."""
+_forking: dict[str, int] = {}
+"""The thread that forks at present, under the key "thread"."""
 
 
 def tell_forked_children(forkable: Forkable) -> None:
-    """Call an object's ``_forked`` in every child that is forked while the object lives."""
+    """Call an object's ``_forked`` in each forked child, before the child's first call."""
     _forkables.add(forkable)
 
 
-def hold_while_forking(lock: LockType) -> None:
-    """Let a fork wait for a lock, and hold it meanwhile.
+def notice_fork() -> None:
+    """Start again if this process was forked after the last call.
 
-    SQLite keeps the locks that a process holds on a file in the process's memory. Copied in the
-    middle of a transaction, they would be held in the child for ever.
+    `begin_work` does the same.
     """
-    _to_hold.add(lock)
+    if os.getpid() != _process:
+        _start_again()
+
+
+def _start_again() -> None:
+    global _process
+    process = os.getpid()
+    # Locks of the parent may be held by threads that do not exist here, so each process has its
+    # own. dict.setdefault is atomic.
+    with _starting_again.setdefault(process, threading.Lock()):
+        if process != _process:
+            _forking.clear()
+            _at_work.clear()
+            for forkable in list(_forkables):
+                forkable._forked()
+            _process = process
+
+
+def begin_work(longest_wait: float) -> object:
+    """Let forks wait until `end_work` is called. If a fork is about to happen, wait for it.
+
+    A fork in the middle of a call would copy what the call holds: in SQLite's memory the locks on
+    the file, in OpenSSL and the C library the locks of whoever connects.
+
+    Args:
+        longest_wait: The longest that a fork waits, in seconds.
+
+    Returns:
+        What to pass to `end_work`.
+    """
+    if os.getpid() != _process:
+        _start_again()
+    thread = threading.get_ident()
+    while _forking and _forking.get("thread") != thread:
+        time.sleep(_POLL)
+    work = object()
+    _at_work[work] = (thread, longest_wait)
+    return work
+
+
+def end_work(work: object) -> None:
+    """Let forks go on."""
+    _at_work.pop(work, None)
 
 
 def _before() -> None:
-    _one_fork_at_a_time.acquire()
-    deadline = monotonic() + _LONGEST_WAIT
-    for lock in list(_to_hold):
-        if lock.acquire(timeout=max(0, deadline - monotonic())):
-            _held.append(lock)
+    thread, started = threading.get_ident(), time.monotonic()
+    while _forking.setdefault("thread", thread) != thread:
+        time.sleep(_POLL)
+    while any(
+        other != thread and time.monotonic() - started < longest_wait
+        for other, longest_wait in list(_at_work.values())
+    ):
+        time.sleep(_POLL)
 
 
 def _after_in_parent() -> None:
-    while _held:
-        _held.pop().release()
-    _one_fork_at_a_time.release()
+    _forking.clear()
 
 
 def _after_in_child() -> None:
-    global _one_fork_at_a_time
-    _one_fork_at_a_time = Lock()
-    _held.clear()
-    for forkable in list(_forkables):
-        forkable._forked()
+    _forking.clear()
+    _at_work.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
+import selectors
+import sys
 import threading
-from typing import TYPE_CHECKING, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from zoho_orm_store.errors import ConfigurationError, DatabaseTimeoutError
+from zoho_orm_store._database.origin import is_raised_elsewhere
+from zoho_orm_store.errors import ConfigurationError, DatabaseTimeoutError, StoreClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -16,8 +21,16 @@ __all__ = ["LoopThread"]
 
 T = TypeVar("T")
 
+_LONGEST_STOP = 0.4
+"""Seconds that `LoopThread.stop` waits. The thread may go on for a while."""
+
+_POLL = 0.005
+
+_CLEANUP = (2.5, 1.0)
+"""Seconds that cancelled coroutines have to close connections, before they are cancelled again."""
+
 _abandoned: list[asyncio.AbstractEventLoop] = []
-"""Loops of a parent process. Finalizing one in a child would disturb the shared selector."""
+"""Loops of a parent process, kept from being finalized in a child while it runs."""
 
 
 class LoopThread:
@@ -27,10 +40,13 @@ class LoopThread:
     It never keeps the interpreter from exiting.
     """
 
+    _lock: threading.Lock
+    _thread: _Thread
+    _running: set[concurrent.futures.Future[Any]]
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self.abandon()
 
     def run(self, coroutine: Coroutine[object, object, T], timeout: float | None) -> T:
         """Run a coroutine and wait for its result.
@@ -41,47 +57,150 @@ class LoopThread:
 
         Raises:
             DatabaseTimeoutError: The coroutine did not finish in time and was cancelled.
+            StoreClosedError: `stop` was called meanwhile, or the interpreter is exiting.
             ConfigurationError: The caller runs in this thread itself.
         """
-        if threading.current_thread() is self._thread:
+        try:
+            loop = self._usable_loop()
+        except BaseException:
             coroutine.close()
-            raise ConfigurationError(
-                "The store was called from its own event loop, which would wait for itself."
-            )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._started())
+            raise
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        self._running.add(future)
         try:
             return future.result(timeout)
-        except concurrent.futures.TimeoutError:
-            if future.done():
+        except concurrent.futures.CancelledError:
+            raise StoreClosedError from None
+        except concurrent.futures.TimeoutError as error:
+            # A signal handler may raise the same.
+            if future.done() or is_raised_elsewhere(error):
                 raise
         finally:
             future.cancel()
+            self._running.discard(future)
         raise DatabaseTimeoutError("The database did not answer in time.")
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def begin(self, coroutine: Coroutine[object, object, object]) -> None:
+        """Run a coroutine without waiting for it. Its errors are of no interest."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._usable_loop())
+
+    def _usable_loop(self) -> asyncio.AbstractEventLoop:
+        if self._thread.is_this_one():
+            raise ConfigurationError(
+                "The store was called from its own event loop, which would wait for itself."
+            )
+        if sys.is_finalizing():  # The loop's thread has been stopped for good.
+            raise StoreClosedError("The interpreter is exiting, so the store cannot be used.")
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="zoho-orm-store", daemon=True
-                )
+                self._loop = asyncio.SelectorEventLoop(_selector())
+                self._thread = _Thread(self._loop)
                 self._thread.start()
             return self._loop
 
+    def cancel(self) -> None:
+        """Cancel what is running. Its callers get a `StoreClosedError` at once."""
+        for future in list(self._running):
+            future.cancel()
+
     def stop(self) -> None:
-        """Stop the loop and wait for its thread to end; the next `run` starts another."""
+        """Cancel what is running, and end the thread. The next `run` starts another one."""
+        self.cancel()
         with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None:
-            return
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+            loop, self._loop = self._loop, None
+        if loop is not None and not sys.is_finalizing():
+            asyncio.run_coroutine_threadsafe(_end(loop), loop)
+            self._thread.wait(_LONGEST_STOP)
 
     def abandon(self) -> None:
         """Forget the thread, in a forked child where it does not run."""
-        self._lock = threading.Lock()
         if self._loop is not None:
             _abandoned.append(self._loop)
-        self._loop = self._thread = None
+        self._loop = None
+        self._thread = _Thread(None)
+        self._lock = threading.Lock()
+        self._running = set()
+
+
+class _Thread:
+    """A daemon thread that runs an event loop until it is stopped, and closes it.
+
+    Under gevent it is a real thread all the same: asyncio allows a real thread one running loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._loop = loop
+        self._ident: int | None = None
+
+    def start(self) -> None:
+        if monkey := _gevent_monkey():
+            monkey.get_original("_thread", "start_new_thread")(self._run, ())
+        else:
+            threading.Thread(target=self._run, name="zoho-orm-store", daemon=True).start()
+
+    def is_this_one(self) -> bool:
+        return self._ident == threading.get_ident()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the loop is closed."""
+        deadline = time.monotonic() + seconds
+        while self._loop is not None and time.monotonic() < deadline:
+            time.sleep(_POLL)
+
+    def _run(self) -> None:
+        loop = self._loop
+        self._ident = threading.get_ident()
+        try:
+            if loop is not None:
+                asyncio.set_event_loop(loop)
+                loop.run_forever()
+                loop.close()
+        finally:
+            self._loop = self._ident = None
+
+
+async def _end(loop: asyncio.AbstractEventLoop) -> None:
+    for seconds in _CLEANUP:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=seconds)
+        for task in others:
+            task.cancel()
+    loop.stop()
+
+
+class _OfOneProcess(selectors.BaseSelector):
+    """A selector that a forked child cannot change.
+
+    The kernel's part of a selector is shared by parent and child. When the child exits, its copy
+    of the loop is finalized and would remove the parent's sockets from it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:  # noqa: ANN401
+        if os.getpid() == self._process:
+            return super().unregister(fileobj)
+        return self.get_key(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401
+        if os.getpid() == self._process:
+            return super().modify(fileobj, events, data)
+        return self.get_key(fileobj)
+
+
+def _selector() -> selectors.BaseSelector:
+    default: Any = selectors.DefaultSelector
+    if monkey := _gevent_monkey():
+        default = monkey.get_original("selectors", "DefaultSelector")
+    kind = type("Selector", (_OfOneProcess, default), {})
+    selector: selectors.BaseSelector = kind()
+    return selector
+
+
+def _gevent_monkey() -> Any:  # noqa: ANN401
+    """Return the monkey module if gevent has replaced threads by greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey if monkey and monkey.is_module_patched("threading") else None

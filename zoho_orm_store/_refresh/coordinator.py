@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from uuid import uuid4
 
-from zoho_orm_store._database.forks import tell_forked_children
+from zoho_orm_store._database.forks import notice_fork, tell_forked_children
 from zoho_orm_store._refresh.rules import (
     Holder,
     Step,
@@ -105,10 +105,12 @@ class Settled(NamedTuple):
         record: The token, live or not, if there is one.
         on_failure: What to call if the refresh fails, if the caller is the one that refreshes. It
             returns the token to go on with all the same, if any.
+        fallback_id: The stored token to go on with if the SDK cannot exchange a new grant token.
     """
 
     record: TokenRecord | None
     on_failure: Callable[[], TokenRecord | None] | None = None
+    fallback_id: str | None = None
 
 
 class _Request(NamedTuple):
@@ -226,6 +228,7 @@ class RefreshCoordinator:
 
     def held(self, key: str) -> Held | None:
         """Return the caller's own lease, also after it has ended."""
+        notice_fork()
         held = _held_in_context.get().get((self._identity, key))
         return held if held and held.thread == threading.get_ident() else None
 
@@ -235,6 +238,13 @@ class RefreshCoordinator:
         mine = (self._identity, key)
         if mine in leases:
             _held_in_context.set({each: leases[each] for each in leases if each != mine})
+
+    def remember_seen(self, record: TokenRecord, scope_parts: tuple[str, ...]) -> None:
+        """Keep the caller's next save of a token from undoing what others save meanwhile."""
+        key = key_to_refresh(record, scope_parts)
+        if key is not None and self.held(key) is None:
+            until = self._clock.monotonic()
+            self._remember(key, Held("", threading.get_ident(), until, record, None))
 
     def failed(self, key: str) -> TokenRecord | None:
         """Give up the caller's lease, because its refresh has failed.
@@ -425,12 +435,16 @@ class _Wait:
         self._longest = policy.wait
         self._started = self._owner_since = clock.monotonic()
         self._owner: object = None
-        self._next_pause = 0.0
+        self._next_pause = _FIRST_PAUSE
+        self._paused = 0.0
 
     @property
     def seconds(self) -> float:
         """Seconds since the beginning; 0 before the first pause."""
-        return self._clock.monotonic() - self._started if self._next_pause else 0.0
+        if not self._paused:
+            return 0.0
+        # A test may have stopped the clock.
+        return max(self._clock.monotonic() - self._started, self._paused)
 
     def watched(self, holder: Holder | None) -> float:
         """Seconds since the lease was first seen with the owner that it has now."""
@@ -441,7 +455,9 @@ class _Wait:
 
     def pause(self) -> None:
         """Sleep for a time that grows, and that differs between callers."""
-        pause = self._next_pause or _FIRST_PAUSE
         left = self._longest - self.seconds
-        self._clock.sleep(max(0.0, min(self._clock.uniform(pause / 2, pause), left)))
-        self._next_pause = min(pause * 1.5, _LONGEST_PAUSE)
+        shortest = self._next_pause / 2
+        pause = max(0.0, min(self._clock.uniform(shortest, self._next_pause), left))
+        self._clock.sleep(pause)
+        self._paused += pause
+        self._next_pause = min(self._next_pause * 1.5, _LONGEST_PAUSE)

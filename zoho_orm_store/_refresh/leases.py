@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseLeases"]
 
+_RETRY_FOR = 3.0
+"""Seconds in which a lease is tried to be written: without one, a caller refreshes all the same."""
+
 
 class DatabaseLeases:
     """Leases in a table; `zoho_orm_store._refresh.coordinator.Leases` explains the operations.
@@ -60,10 +63,10 @@ class DatabaseLeases:
             insert_unless_present(connection, self._table, lease, self._statements.new_lease)
             return bool(connection.scalar(self._statements.owner, {"lease_key": key}) == owner)
 
-        return self._database.write(write)
+        return self._database.write(write, retry_for=_RETRY_FOR)
 
     def release(self, key: str, owner: str) -> bool:
-        return self._database.write(self.release_in, key, owner)
+        return self._database.write(self.release_in, key, owner, retry_for=_RETRY_FOR)
 
     def release_in(self, connection: Connection, key: str, owner: str) -> bool:
         """Give a lease back, as part of the caller's transaction."""
@@ -75,7 +78,7 @@ class DatabaseLeases:
             parameters = {"lease_key": key, "lease_owner": owner, "now": _now()}
             connection.execute(self._statements.fail, parameters)
 
-        self._database.write(write)
+        self._database.write(write, retry_for=_RETRY_FOR)
 
     def sweep(self) -> int:
         def write(connection: Connection) -> int:
@@ -85,7 +88,7 @@ class DatabaseLeases:
                 return 0
             return connection.execute(self._statements.sweep, {"keys": keys, **now}).rowcount
 
-        return self._database.write(write)
+        return self._database.write(write, retry_for=_RETRY_FOR)
 
     def check(self) -> None:
         """See that the table exists, before it is needed.

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
     from zoho_orm_store.records import TokenRecord
 
-__all__ = ["SDK_MARGIN", "SLACK", "ends_within", "shown_as_expired", "watch_request"]
+__all__ = [
+    "SDK_MARGIN",
+    "SLACK",
+    "ends_within",
+    "needs_refresh",
+    "shown_as_expired",
+    "watch_request",
+]
 
 SDK_MARGIN = 5.0
 """Seconds before its end from which the SDK refreshes an access token."""
@@ -36,6 +43,7 @@ class SDKToken(Protocol):
 
     def set_access_token(self, access_token: str | None) -> None: ...
     def set_expires_in(self, expires_in: str | None) -> None: ...
+    def refresh_access_token(self, oauth_token: object, url: str) -> object: ...
 
 
 def ends_within(record: TokenRecord, seconds: float, now: float) -> bool:
@@ -52,11 +60,20 @@ def shown_as_expired(record: TokenRecord, now: float) -> TokenRecord:
     return replace(record, expiry_time=int(now * 1000))
 
 
-def watch_request(token: SDKToken, on_failure: Callable[[], TokenRecord | None]) -> None:
-    """Call a function if the SDK's next refresh or exchange of a token fails.
+def watch_request(
+    token: SDKToken,
+    on_failure: Callable[[], TokenRecord | None] | None,
+    fall_back: Callable[..., bool] | None = None,
+) -> None:
+    """Notice if the SDK's next refresh or exchange of a token fails.
 
-    If it returns a token, the SDK goes on with that one's access token and expiry. ``None`` lets
-    the failure through.
+    Args:
+        token: The SDK's token.
+        on_failure: Called then. If it returns a token, the SDK goes on with that one's access token
+            and expiry.
+        fall_back: Called if there is no such token, with the arguments of the request: the token
+            and a URL. It gives the token other values and returns ``True``, or returns ``False``
+            to let the failure through.
     """
 
     def watched_request(method: str, *args: object) -> object:
@@ -65,12 +82,20 @@ def watch_request(token: SDKToken, on_failure: Callable[[], TokenRecord | None])
         try:
             return getattr(token, method)(*args)
         except BaseException as error:
-            live = on_failure()
-            if live is None or not isinstance(error, Exception):
+            live = None if on_failure is None else on_failure()
+            if not isinstance(error, Exception):
                 raise
-        token.set_access_token(live.access_token)
-        token.set_expires_in(str(live.expiry_time))
+            if live is None and not (fall_back and fall_back(*args)):
+                raise
+        if live is not None:
+            token.set_access_token(live.access_token)
+            token.set_expires_in(str(live.expiry_time))
         return token
 
     for name in _TOKEN_REQUESTS:
         setattr(token, name, partial(watched_request, name))
+
+
+def needs_refresh(record: TokenRecord, now: float) -> bool:
+    """Whether the SDK would refresh a token at this time."""
+    return ends_within(record, SDK_MARGIN, now)

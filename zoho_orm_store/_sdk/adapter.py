@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import abstractmethod
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 
-from zoho_orm_store._refresh.sdk_behaviour import watch_request
+from zoho_orm_store._matching import fallen_back
+from zoho_orm_store._refresh.coordinator import Settled
+from zoho_orm_store._refresh.sdk_behaviour import needs_refresh, watch_request
 from zoho_orm_store._sdk.conversion import (
     OAuthToken,
     TokenStore,
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from zoho_orm_store._refresh.coordinator import Settled
     from zoho_orm_store.records import TokenRecord
 
 __all__ = ["MissingId", "TokenStoreAdapter"]
@@ -79,7 +81,13 @@ class TokenStoreAdapter(TokenStore):
 
     @abstractmethod
     def _find(self, asked: TokenRecord) -> Settled:
-        """The asked token with its unknown values filled in, or ``None``."""
+        """The asked token with its unknown values filled in, or ``None``.
+
+        For a new login of a stored user: ``None``, and the stored token's id to fall back on.
+        """
+
+    def _seen(self, stored: TokenRecord) -> None:
+        """Note that the SDK is about to save a stored token as the caller has seen it."""
 
     @abstractmethod
     def _save(self, asked: TokenRecord) -> TokenRecord:
@@ -120,18 +128,40 @@ class TokenStoreAdapter(TokenStore):
                 token and refresh token are tried in this order.
 
         Returns:
-            The same object; or ``None`` if nothing matches, and the token is unchanged.
+            The same object; or ``None`` if nothing matches, and the token is unchanged. Also
+            ``None`` if a stored user comes with another grant token than the stored one: that is a
+            new login, which the SDK exchanges. If it cannot, it goes on with the stored token.
 
         Raises:
             SDKException: The argument is not an ``OAuthToken``, or the database failed.
         """
         asked = record_from(token)
-        found, on_failure = self._find(asked)
+        found, on_failure, fallback_id = self._find(asked)
         if found is not None:
             fill(token, asked, found)
-        if on_failure is not None:
+        if fallback_id is not None:
+            watch_request(token, on_failure, partial(self._fall_back, fallback_id))
+        elif on_failure is not None:
             watch_request(token, on_failure)
         return None if found is None else token
+
+    def _fall_back(self, stored_id: str, token: OAuthToken, url: str) -> bool:
+        """Go on with the stored token after the SDK could not exchange a new grant token."""
+        try:
+            stored, on_failure, _ = self._get(stored_id)
+        except ZohoOrmStoreError as error:
+            logger.warning("The stored token could not be read again: %s", error)
+            return False
+        if stored is None:
+            return False
+        logger.info("A grant token could not be exchanged; the stored token is used instead")
+        asked = record_from(token)
+        fill(token, asked, fallen_back(asked, stored))
+        self._seen(stored)
+        if needs_refresh(stored, time.time()):
+            watch_request(token, on_failure)
+            token.refresh_access_token(token, url)
+        return True
 
     @_for_the_sdk
     def find_token_by_id(self, id: str) -> OAuthToken | None:  # noqa: A002 - the SDK's name
@@ -146,7 +176,7 @@ class TokenStoreAdapter(TokenStore):
         Raises:
             SDKException: The id is unknown, with ``missing_id="raise"``; or the database failed.
         """
-        found, on_failure = (None, None) if id in (None, "") else self._get(id)
+        found, on_failure, _ = Settled(None) if id in (None, "") else self._get(id)
         if found is None:
             if self._missing_id == "raise":
                 raise missing_id_exception()
