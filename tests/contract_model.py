@@ -21,12 +21,18 @@ class Model:
 
     def find(self, asked):
         row = self.match(asked, with_id="id" in asked)
-        if row is None:
+        if row is None or self.is_new_login(asked, row):
             return None
         found = {name: row[name] for name in (*TEXT, "id") if name in row} | asked
         for name in ("access_token", "expires_in"):
             found.pop(name, None)
         return found | self.pair(asked, row)
+
+    @staticmethod
+    def is_new_login(asked, row):
+        if "id" in asked or not {"user", "grant_token"} <= set(asked):
+            return False
+        return asked["user"] == row.get("user") and asked["grant_token"] != row.get("grant_token")
 
     def pair(self, asked, row):
         def of(token):
@@ -52,24 +58,24 @@ class Model:
         if {"user"} <= set(row) & set(asked) and row["user"] != asked["user"]:
             raise RefusedError
         self.rows.remove(row)
-        new = self.overwritten(row, asked)
-        # Only what a save learns can tie two rows together.
-        if identity(new) != identity(row) or new.get("refresh_token") != row.get("refresh_token"):
-            new = self.tied(row, new, asked)
-        self.rows.append(new)
+        self.rows.append(self.tied(row, self.overwritten(row, asked), asked))
 
     def tied(self, row, new, asked):
-        others = [other for other in self.rows if self.is_same(other, new)]
+        owner = None
+        if "user" not in new:
+            # The token's user may be known from another row: the one saved last, if several.
+            owner = next((o for o in self.rows[::-1] if "user" in o and self.is_same(new, o)), None)
+        others = [o for o in self.rows if o is owner or self.is_same(o, owner or new)]
         if not others:
             return new
         for other in others:
             self.rows.remove(other)
-        owner = next((o for o in others if identity(o) == identity(new)), row)
+        keeper = owner or next((o for o in others if identity(o) == identity(new)), row)
         by_age = sorted([*others, row], key=lambda r: r["age"])
         combined = by_age[0]
         for later in by_age[1:]:
             combined = self.overwritten(combined, later)
-        return self.overwritten(combined, asked) | {"id": owner["id"]}
+        return self.overwritten(combined, asked) | {"id": keeper["id"]}
 
     @staticmethod
     def is_same(other, new):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -12,9 +13,12 @@ from zoho_orm_store._matching import (
     Identity,
     Lookup,
     check_credentials,
+    claim_of,
     filled,
+    find_match,
     identity_of,
     is_absorbed,
+    learns_refresh_token,
     lookups_to_find,
     lookups_to_save,
     matches,
@@ -68,6 +72,29 @@ class TestLookups:
         asked = TokenRecord(user_name="u", refresh_token="r")
         assert not matches(Lookup.REFRESH, asked, TokenRecord(user_name="v", refresh_token="r"))
         assert matches(Lookup.REFRESH, asked, TokenRecord(refresh_token="r"))
+
+    def test_the_first_lookup_that_finds_anything_decides_B2_B7(self):
+        def row(id_, user, client, day):
+            return TokenRecord(
+                id=id_,
+                user_name=user,
+                client_id=client,
+                refresh_token="r",
+                updated_at=datetime(2026, 1, day),
+            )
+
+        rows = [row("1", "u", None, 3), row("2", "u", "c", 1), row("3", None, "c", 2)]
+
+        def found(**fields):
+            asked = TokenRecord(refresh_token="r", **fields)
+            match = find_match(lookups_to_find(asked), asked, rows)
+            return match and match.id
+
+        assert found(user_name="u", client_id="c") == "2"
+        assert found(user_name="u", client_id="d") == "1"
+        assert found(user_name="v", client_id="c") == "3"
+        assert found(user_name="v", client_id="d") is None
+        assert found() == "1"
 
 
 class TestFilling:
@@ -134,7 +161,7 @@ class TestSaving:
     def test_another_users_row_is_not_touched_E5(self):
         stored = TokenRecord(id="1", user_name="u", refresh_token="r")
         with pytest.raises(UserMismatchError):
-            plan_update(stored, TokenRecord(id="1", user_name="v"), lambda saved: [])
+            plan_update(stored, TokenRecord(id="1", user_name="v"), [])
 
     @pytest.mark.parametrize(
         ("other", "absorbed"),
@@ -160,9 +187,40 @@ class TestSaving:
             id="met", refresh_token="r", api_domain="new", updated_at=datetime(2026, 1, 2)
         )
         asked = TokenRecord(user_name="u", refresh_token="r", access_token="a")
-        saved, removed = plan_update(met, asked, lambda saved: [own])
-        assert (saved.id, saved.api_domain, saved.access_token) == ("own", "new", "a")
+        for stored, other in ((met, own), (own, met)):
+            saved, removed = plan_update(stored, asked, [other])
+            assert (saved.id, saved.api_domain, saved.access_token) == ("own", "new", "a")
+            assert removed == ["met"]
+
+    def test_a_row_without_user_joins_the_users_own_E4_E7(self):
+        own = TokenRecord(id="own", user_name="u", client_id="c", refresh_token="r")
+        met = TokenRecord(id="met", refresh_token="r")
+        saved, removed = plan_update(met, TokenRecord(id="met", access_token="a"), [own])
+        assert saved == replace(own, access_token="a")
         assert removed == ["met"]
+
+    @pytest.mark.parametrize("other", [{"client_id": "C"}, {"refresh_token": "R"}], ids=" ".join)
+    def test_a_row_without_user_joins_no_other_clients_or_tokens_row_E4_B6(self, other):
+        own = TokenRecord(id="own", user_name="u", client_id="c", refresh_token="r")
+        met = replace(TokenRecord(id="met", client_id="c", refresh_token="r"), **other)
+        asked = TokenRecord(id="met", access_token="a")
+        assert plan_update(met, asked, [own]) == (replace(met, access_token="a"), [])
+
+    @pytest.mark.parametrize(
+        ("asked", "learns"),
+        [({}, False), ({"refresh_token": "r"}, False), ({"refresh_token": "R"}, True)],
+        ids=str,
+    )
+    def test_what_brings_a_refresh_token_into_a_row_E7(self, asked, learns):
+        stored = TokenRecord(id="1", refresh_token="r")
+        assert learns_refresh_token(stored, TokenRecord(**asked)) is learns
+
+    def test_saves_of_one_refresh_token_claim_the_same_whatever_else_they_know_E7(self):
+        asked = TokenRecord(refresh_token="r")
+        claim = claim_of(asked)
+        assert claim_of(replace(asked, user_name="u", client_id="c")) == claim
+        assert claim_of(replace(asked, refresh_token="R")) != claim
+        assert claim != identity_of(asked)
 
 
 class TestDigests:

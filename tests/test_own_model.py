@@ -17,6 +17,7 @@ from zoho_orm_store import (
     AsyncTokenRepository,
     ConfigurationError,
     FernetCipher,
+    RefreshLease,
     SQLAlchemyTokenStore,
     StoredToken,
     StoredTokenMixin,
@@ -79,7 +80,9 @@ def engine(request, engines):
 
 
 def tenant(engine, number):
-    return SQLAlchemyTokenStore(engine, model=ZohoToken, scope={"tenant_id": number})
+    return SQLAlchemyTokenStore(
+        engine, model=ZohoToken, lease_model=RefreshLease, scope={"tenant_id": number}
+    )
 
 
 def stored(store):
@@ -88,7 +91,7 @@ def stored(store):
 
 class TestAModelOfTheProjects:
     def test_its_tokens_are_kept_in_its_table(self, engine):
-        with SQLAlchemyTokenStore(engine, model=ZohoToken) as store:
+        with SQLAlchemyTokenStore(engine, model=ZohoToken, lease_model=RefreshLease) as store:
             store.save_token(make_token(**FULL))
             assert stored(store) == [known(make_token(**FULL))]
         with engine.connect() as connection:
@@ -126,7 +129,7 @@ class TestAModelOfTheProjects:
         with engine.begin() as connection:
             connection.execute(text("CREATE SCHEMA integrations"))
         SchemaBase.metadata.create_all(engine)
-        with SQLAlchemyTokenStore(engine, model=Elsewhere) as store:
+        with SQLAlchemyTokenStore(engine, model=Elsewhere, lease_model=RefreshLease) as store:
             store.save_token(make_token(**FULL))
             store.save_token(make_token(**FULL))
             assert stored(store) == [known(make_token(**FULL))]
@@ -137,7 +140,9 @@ class TestAModelOfTheProjects:
 class TestRefusedModels:
     def refused(self, model, message, **options):
         with pytest.raises(ConfigurationError, match=message):
-            SQLAlchemyTokenStore("sqlite://", model=model, **options)
+            SQLAlchemyTokenStore(
+                "sqlite://", model=model, **{"lease_model": RefreshLease, **options}
+            )
         with pytest.raises(ConfigurationError, match=message):
             TokenRepository(None, model=model, **options)
         with pytest.raises(ConfigurationError, match=message):
@@ -178,8 +183,15 @@ class TestRefusedModels:
             __tablename__ = "demanding"
             tenant_id: Mapped[int]
 
-        self.refused(Demanding, "'tenant_id' of the model Demanding needs a default")
-        SQLAlchemyTokenStore("sqlite://", model=Demanding, scope={"tenant_id": 1}).close()
+        engine = create_engine("sqlite://")
+        Demanding.metadata.create_all(engine)
+        with Session(engine) as session:
+            repository = TokenRepository(session, model=Demanding)
+            with pytest.raises(ConfigurationError, match="a value for the column 'tenant_id'"):
+                repository.save(TokenRecord(refresh_token="r"))
+            scoped = TokenRepository(session, model=Demanding, scope={"tenant_id": 1})
+            scoped.save(TokenRecord(refresh_token="r"))
+        engine.dispose()
 
     @pytest.mark.parametrize(
         ("scope", "message"),
@@ -193,7 +205,7 @@ class TestRefusedModels:
     )
     def test_a_scope_that_does_not_fit(self, scope, message):
         self.refused(ZohoToken, message, scope=scope)
-        store = SQLAlchemyTokenStore("sqlite://", model=ZohoToken)
+        store = SQLAlchemyTokenStore("sqlite://", model=ZohoToken, lease_model=RefreshLease)
         with pytest.raises(ConfigurationError, match=message):
             store.scoped(**scope)
 
@@ -235,7 +247,9 @@ class TestTenants:
     def test_a_tenants_secrets_are_bound_to_it_and_rotated_by_a_call_of_its_own(self, engine):
         key = generate_key()
         options = {"model": ZohoToken, "scope": {"tenant_id": 7}}
-        seven = SQLAlchemyTokenStore(engine, cipher=FernetCipher(key), **options)
+        seven = SQLAlchemyTokenStore(
+            engine, cipher=FernetCipher(key), lease_model=RefreshLease, **options
+        )
         seven.save_token(make_token(id="1", **FULL))
         seven.scoped(tenant_id=8).save_token(make_token(id="2", **FULL))
         only_decrypts = FernetCipher(key, encrypts=False)
@@ -282,7 +296,7 @@ class TestTenants:
     @on_sqlite
     def test_a_scope_that_its_owner_changes_later_stays_what_it_was(self, engine):
         scope = {"tenant_id": 7}
-        store = SQLAlchemyTokenStore(engine, model=ZohoToken, scope=scope)
+        store = SQLAlchemyTokenStore(engine, model=ZohoToken, lease_model=RefreshLease, scope=scope)
         store.save_token(make_token(**FULL))
         scope["tenant_id"] = 8
         assert len(store.get_tokens()) == 1

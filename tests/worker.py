@@ -53,6 +53,29 @@ def save_at_once(url: str, worker: str, threads: str, mode: str) -> None:
         print("ID", id_)
 
 
+def save_with_and_without_user(url: str, worker: str) -> None:
+    """Save each token by its refresh token alone and with its user; odd workers the other way.
+
+    Each line on stdin names another token, so that the processes save it at the same moment.
+    """
+    with SQLAlchemyTokenStore(url, create_schema=False, timeout=90) as store:
+        store.get_tokens()
+        print("READY", flush=True)
+        for line in sys.stdin:
+            name = line.strip()
+            fields = {"client_id": "c", "refresh_token": f"r {name}"}
+            tokens = [
+                make_token(**fields, access_token=f"a {worker}"),
+                make_token(**fields, access_token=f"a {worker} of u", user=f"u {name}"),
+            ]
+            try:
+                for token in tokens if int(worker) % 2 == 0 else reversed(tokens):
+                    store.save_token(token)
+                print("SAVED", flush=True)
+            except Exception as error:  # noqa: BLE001 - reported, whatever it is
+                print("FAILED", error, flush=True)
+
+
 def save_until_killed(url: str) -> None:
     """Save over and over, each time a set of values that belong together."""
     store = SQLAlchemyTokenStore(url, create_schema=False)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SchemaError,
         StoreClosedError,
         UndecryptableTokenError,
+        UnreadableTokenError,
         UserMismatchError,
         ZohoOrmStoreError,
     )
@@ -70,6 +71,7 @@ __all__ = [
     "TokenRepository",
     "TokenTable",
     "UndecryptableTokenError",
+    "UnreadableTokenError",
     "UserMismatchError",
     "ZohoOrmStoreError",
     "export_tokens",

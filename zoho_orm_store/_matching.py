@@ -15,7 +15,7 @@ from zoho_orm_store.errors import InvalidTokenError, UserMismatchError
 from zoho_orm_store.records import TEXTS, is_storable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from zoho_orm_store.records import TokenRecord
 
@@ -24,9 +24,12 @@ __all__ = [
     "Lookup",
     "check_credentials",
     "check_owner",
+    "claim_of",
     "filled",
+    "find_match",
     "identity_of",
     "is_absorbed",
+    "learns_refresh_token",
     "lookups_to_find",
     "lookups_to_save",
     "matches",
@@ -113,6 +116,30 @@ def matches(lookup: Lookup, asked: TokenRecord, stored: TokenRecord) -> bool:
     )
 
 
+def find_match(
+    lookups: Sequence[Lookup], asked: TokenRecord, records: Collection[TokenRecord]
+) -> TokenRecord | None:
+    """The stored token that the first lookup with a result finds among these, or ``None``.
+
+    If a lookup finds several, the asked client's own comes first, then the one saved last.
+    """
+    for lookup in lookups:
+        found = [record for record in records if matches(lookup, asked, record)]
+        if found:
+            return max(found, key=lambda record: _preference(lookup, asked, record))
+    return None
+
+
+def _preference(lookup: Lookup, asked: TokenRecord, stored: TokenRecord) -> tuple[bool, datetime]:
+    by_client = lookup in (Lookup.USER, Lookup.IDENTITY) and asked.client_id is not None
+    is_own = not by_client or asked.client_id == stored.client_id
+    return (is_own, _saved_at(stored))
+
+
+def _saved_at(stored: TokenRecord) -> datetime:
+    return stored.updated_at or datetime.min
+
+
 def _agree(one: str | None, other: str | None) -> bool:
     return one is None or other is None or one == other
 
@@ -128,6 +155,14 @@ def identity_of(record: TokenRecord) -> Identity:
         if value:
             return Identity(lookup.value, value, record.client_id)
     return Identity(Lookup.ID.value, record.id or "", None)
+
+
+def claim_of(asked: TokenRecord) -> Identity:
+    """The identity, which no row keeps, by which saves of one refresh token wait for each other.
+
+    The client is no part of it: a token without a client may turn out to be one with a client.
+    """
+    return Identity("claim", asked.refresh_token or "", None)
 
 
 def updatable_identities(asked: TokenRecord) -> tuple[Identity, ...]:
@@ -176,6 +211,22 @@ def filled(asked: TokenRecord, stored: TokenRecord) -> TokenRecord:
     takes_expiry = same_access_token and asked.expiry_time is None
     pair = stored if takes_expiry or _stored_pair_wins(asked, stored) else asked
     return replace(asked, **values, access_token=pair.access_token, expiry_time=pair.expiry_time)
+
+
+def is_new_login(asked: TokenRecord, stored: TokenRecord) -> bool:
+    """Whether a stored user has logged in anew: the grant token is not the stored one.
+
+    The SDK must exchange it, since the stored tokens may be dead.
+    """
+    is_the_users = asked.user_name is not None and asked.user_name == stored.user_name
+    is_another_grant = asked.grant_token not in (None, stored.grant_token)
+    return asked.id is None and is_the_users and is_another_grant
+
+
+def fallen_back(asked: TokenRecord, stored: TokenRecord) -> TokenRecord:
+    """The token to go on with when a new grant token could not be exchanged: the stored one."""
+    values = {name: getattr(stored, name) for name in ("id", *_CREDENTIALS)}
+    return replace(filled(asked, stored), **values, expiry_time=stored.expiry_time)
 
 
 def _stored_pair_wins(asked: TokenRecord, stored: TokenRecord) -> bool:
@@ -230,10 +281,13 @@ def without_overtaken_pair(
     return asked
 
 
+def learns_refresh_token(stored: TokenRecord, asked: TokenRecord) -> bool:
+    """Whether a save brings a refresh token that its row does not hold yet."""
+    return asked.refresh_token not in (None, stored.refresh_token)
+
+
 def plan_update(
-    stored: TokenRecord,
-    asked: TokenRecord,
-    find_absorbed: Callable[[TokenRecord], Iterable[TokenRecord]],
+    stored: TokenRecord, asked: TokenRecord, others: Iterable[TokenRecord]
 ) -> tuple[TokenRecord, list[str | None]]:
     """What a save makes of the row it updates, and of rows that turn out to be the same token.
 
@@ -243,8 +297,7 @@ def plan_update(
     Args:
         stored: The row that the asked token means.
         asked: What is known of the token.
-        find_absorbed: Finds the other rows for which `is_absorbed` holds. It is called only if
-            the save learns something that may tie its row to another one.
+        others: Other rows, among them all that may be the same token.
 
     Returns:
         The row to write, and the ids of the rows to delete first.
@@ -253,17 +306,25 @@ def plan_update(
         UserMismatchError: The row is another user's.
     """
     check_owner(asked, stored)
-    saved = merged(stored, asked)
-    if identity_of(saved) == identity_of(stored) and saved.refresh_token == stored.refresh_token:
+    saved, others = merged(stored, asked), [*others]
+    users_own = _users_own(saved, others)
+    target = users_own or saved
+    same = [other for other in others if other is users_own or is_absorbed(other, target)]
+    if not same:
         return saved, []
-    others = list(find_absorbed(saved))
-    if not others:
-        return saved, []
-    rows = sorted((stored, *others), key=lambda row: row.updated_at or datetime.min)
-    kept = next((row for row in others if identity_of(row) == identity_of(saved)), stored)
+    rows = sorted((stored, *same), key=_saved_at)
     newest = merged(reduce(merged, rows), asked)
+    kept = users_own or next((each for each in same if _have_same_identity(each, saved)), stored)
     newest = replace(newest, id=kept.id, created_at=kept.created_at)
     return newest, [row.id for row in rows if row.id != kept.id]
+
+
+def _users_own(saved: TokenRecord, others: Sequence[TokenRecord]) -> TokenRecord | None:
+    """The user's own row, if the saved token has no user: of several, the one saved last."""
+    if saved.user_name is not None:
+        return None
+    owned = [row for row in others if row.user_name is not None and is_absorbed(saved, row)]
+    return max(owned, key=_saved_at, default=None)
 
 
 def is_absorbed(other: TokenRecord, saved: TokenRecord) -> bool:
@@ -271,7 +332,7 @@ def is_absorbed(other: TokenRecord, saved: TokenRecord) -> bool:
 
     It is if it has the same identity, or if it has no user and the same refresh token.
     """
-    if identity_of(other) == identity_of(saved):
+    if _have_same_identity(other, saved):
         return True
     return (
         other.user_name is None
@@ -279,3 +340,7 @@ def is_absorbed(other: TokenRecord, saved: TokenRecord) -> bool:
         and other.refresh_token is not None
         and other.refresh_token == saved.refresh_token
     )
+
+
+def _have_same_identity(one: TokenRecord, other: TokenRecord) -> bool:
+    return identity_of(one) == identity_of(other)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zoho_orm_store._digests import framed
 from zoho_orm_store.encryption import KEYS_VARIABLE, KeysUnavailableError
 from zoho_orm_store.errors import CipherError, ConfigurationError, UndecryptableTokenError
-from zoho_orm_store.records import FIELDS, SECRETS, TokenRecord
+from zoho_orm_store.records import FIELDS, SECRETS, TokenRecord, read_values, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,12 +65,14 @@ def prefix_of(key_id: str) -> str:
     return f"{MARK}{key_id}$"
 
 
-def key_id_of(stored: str) -> str | None:
+def key_id_of(stored: object) -> str | None:
     """The id of the key that a stored value is encrypted under.
 
     Returns:
         ``None`` for plain text, ``""`` for a garbled value that names no key.
     """
+    if not isinstance(stored, str):
+        return ""
     if not stored.startswith(MARK) or stored.startswith(prefix_of("")):
         return None
     key_id, separator, _ = stored[_MARK_LENGTH:].partition("$")
@@ -142,17 +144,18 @@ class Secrets:
             row: The values of a record's fields, in their order.
 
         Raises:
+            UnreadableTokenError: A value is not one of a token's.
             UndecryptableTokenError: A secret cannot be decrypted; the message says why, and what
                 to do.
             CipherError: The cipher failed.
         """
-        values, framed_row = [*row], b""
+        values, framed_row = read_values(row), b""
         for position, column in _POSITIONS:
             value = values[position]
-            if value is not None and value[:_MARK_LENGTH] == MARK:
+            if value and value[0] == "$" and value[:_MARK_LENGTH] == MARK:
                 framed_row = framed_row or self._framed_row(*values[:_BOUND_TO])
-                values[position] = self._decrypt(value, column, framed_row, row)
-        return TokenRecord(*values)
+                values[position] = self._decrypt(value, column, framed_row, values)
+        return record_of(values)
 
     def _key_id(self) -> str | None:
         cipher = self._cipher

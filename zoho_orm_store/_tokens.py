@@ -6,13 +6,17 @@ application's session.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from difflib import get_close_matches
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._digests import (
     UNSCOPED,
     Scope,
@@ -24,20 +28,27 @@ from zoho_orm_store._digests import (
 from zoho_orm_store._matching import (
     Lookup,
     check_credentials,
+    check_owner,
+    claim_of,
+    find_match,
     identity_of,
-    is_absorbed,
+    learns_refresh_token,
     lookups_to_find,
     lookups_to_save,
     matches,
+    merged,
     plan_update,
     without_overtaken_pair,
 )
+from zoho_orm_store._schema import check_revision
 from zoho_orm_store._secrets import Secrets, key_id_of, misplaced
 from zoho_orm_store._sql.dialects import (
+    check_text_is_kept,
     has_row_locks,
     insert_unless_present,
     limit_lock_wait,
     lock_rows,
+    lock_rows_by_index,
 )
 from zoho_orm_store._sql.tokens import RECORD_COLUMNS, token_statements
 from zoho_orm_store.errors import (
@@ -45,13 +56,14 @@ from zoho_orm_store.errors import (
     DatabaseError,
     InvalidTokenError,
     UndecryptableTokenError,
+    UnreadableTokenError,
     without_frames,
 )
-from zoho_orm_store.models import StoredTokenMixin, token_table
+from zoho_orm_store.models import StoredToken, StoredTokenMixin, token_table
 from zoho_orm_store.records import DIGESTS, TokenRecord, check_text, is_storable, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection, CursorResult, Executable, Row, Table
     from typing_extensions import Self
@@ -59,6 +71,8 @@ if TYPE_CHECKING:
     from zoho_orm_store.encryption import TokenCipher
 
 __all__ = ["Filters", "RotatedBatch", "TokenOperations", "scope_for"]
+
+logger = logging.getLogger("zoho_orm_store")
 
 
 class Filters(NamedTuple):
@@ -87,7 +101,21 @@ class RotatedBatch(NamedTuple):
 
     last: str | None
     rotated: int
-    undecryptable: list[UndecryptableTokenError]
+    undecryptable: list[UnreadableTokenError]
+
+
+class _Locked(NamedTuple):
+    """A row that is locked until the transaction ends.
+
+    Attributes:
+        record: The row.
+        is_tied: Whether another row may turn out to be the same token.
+        identity: Its identity digest, of which the scope is a part.
+    """
+
+    record: TokenRecord
+    is_tied: bool
+    identity: str
 
 
 class TokenOperations:
@@ -107,9 +135,12 @@ class TokenOperations:
     ) -> None:
         self.table = table
         self.scope = scope
+        self._cipher = cipher
         self._secrets = Secrets(cipher, scope.parts)
         self._statements = token_statements(table, scope.columns)
         self._in_scope = {f"scope_{name}": value for name, value in scope.values}
+        has_own_columns = any(not hasattr(StoredTokenMixin, column.key) for column in table.c)
+        self._may_have_tenants = has_own_columns and not scope.values
 
     @classmethod
     def of_model(
@@ -124,18 +155,38 @@ class TokenOperations:
             ConfigurationError: The model lacks something, the scope does not fit it, or the
                 cipher is not a `TokenCipher`.
         """
-        table = token_table(model, scope or ())
+        table = token_table(model)
         return cls(table, scope_for(table, scope), cipher)
+
+    def within(self, scope: Scope) -> Self:
+        """The same operations within another scope."""
+        return type(self)(self.table, scope, self._cipher)
+
+    def check(self, connection: Connection) -> None:
+        """Check, before the first operation on a database, that the table can be used.
+
+        Raises:
+            SchemaError: The tables are of another revision.
+            ConfigurationError: The database would not keep all text.
+        """
+        if self.table is StoredToken.__table__:
+            check_revision(connection, redacted_url(connection.engine.url))
+        check_text_is_kept(connection, self.table)
 
     # -- Reading ----------------------------------------------------------------------------------
 
     def get(self, connection: Connection, id: str) -> TokenRecord | None:  # noqa: A002
         """Return the token with an id, compared byte for byte."""
-        check_text("id", id)
+        if not isinstance(id, str):
+            check_text("id", id)
         if not is_storable("id", id):
             return None
         row = connection.execute(self._statements.by_id, {"row_id": id, **self._in_scope}).first()
-        return None if row is None else self._secrets.decrypted(row)
+        if row is None:
+            return None
+        if row.id != id:
+            raise _crossed(connection)
+        return self._secrets.decrypted(row)
 
     def find(self, connection: Connection, asked: TokenRecord) -> TokenRecord | None:
         """Return the stored token that another token means. A known id decides alone."""
@@ -155,18 +206,30 @@ class TokenOperations:
         return None
 
     def rows(self, connection: Connection) -> Iterator[TokenRecord]:
-        """Yield every token, oldest first, without a second copy of all of them in memory."""
-        return map(self._secrets.decrypted, self._rows(connection, Filters()))
+        """Yield every token, oldest first, without a second copy of all of them in memory.
+
+        Those that another program made unreadable are logged and left out.
+
+        Raises:
+            UndecryptableTokenError: A token cannot be decrypted.
+        """
+        for row in self._rows(connection, Filters()):
+            try:
+                yield self._secrets.decrypted(row)
+            except UndecryptableTokenError:
+                raise
+            except UnreadableTokenError as error:
+                logger.error("A token was left out. %s", error)
 
     def list(
         self, connection: Connection, filters: Filters
-    ) -> Sequence[TokenRecord | UndecryptableTokenError]:
-        """Return tokens, oldest first; the error in place of each that cannot be decrypted."""
+    ) -> Sequence[TokenRecord | UnreadableTokenError]:
+        """Return tokens, oldest first; the error in place of each that cannot be read."""
         return [*map(self._decrypted_or_error, self._rows(connection, filters))]
 
     def page(
         self, connection: Connection, filters: Filters, after: str, limit: int
-    ) -> Sequence[TokenRecord | UndecryptableTokenError]:
+    ) -> Sequence[TokenRecord | UnreadableTokenError]:
         """Return at most ``limit`` tokens whose ids come after one, in the order of ids."""
         parameters = self._filter_parameters(filters) | {"after": after, "limit": limit}
         page = self._statements.page(*_shape(filters))
@@ -181,7 +244,11 @@ class TokenOperations:
     # -- Writing ----------------------------------------------------------------------------------
 
     def save(
-        self, connection: Connection, asked: TokenRecord, seen: TokenRecord | None = None
+        self,
+        connection: Connection,
+        asked: TokenRecord,
+        seen: TokenRecord | None = None,
+        values: Mapping[str, object] | None = None,
     ) -> TokenRecord:
         """Save a token: into the row it means, or into a new one.
 
@@ -190,6 +257,7 @@ class TokenOperations:
             asked: What is known of the token.
             seen: The token as it was before the caller refreshed it without a lease. If another
                 caller has saved a live access token since, that one is kept.
+            values: The values of columns that the model adds, such as a foreign key.
 
         Returns:
             The row as it is now.
@@ -201,15 +269,35 @@ class TokenOperations:
         """
         _check_record(asked)
         asked.check_storable()
-        stored = self._lock_match(connection, asked)
-        if stored is None:
-            new = self._insert(connection, asked)
-            stored = self._row_of_identity(connection, new)
-            if stored == new:
-                return stored
-        if seen is not None:
-            asked = without_overtaken_pair(asked, stored, seen, int(time() * 1000))
-        return self._update(connection, stored, asked)
+        own = self._own_values(values)
+        locked = self._lock_match(connection, asked)
+        if locked is None:
+            return self._save_new(connection, asked, seen, own)
+        stored, is_tied, identity = locked
+        check_owner(asked, stored)
+        if self._may_have_tenants and identity != self._identity(stored):
+            raise ConfigurationError(
+                f"The row with id {stored.id!r} is a tenant's. Pass its scope= to save the token. "
+                "Without a scope, tokens can only be listed, expired and deleted."
+            )
+        rows: Sequence[Row[Any]] = []
+        learns = learns_refresh_token(stored, asked)
+        if learns and has_row_locks(connection):
+            claim = uuid4().hex
+            rows = self._claim(connection, merged(stored, asked), claim, own)
+            self._execute(connection, self._statements.delete, {"row_id": claim})
+        elif learns or is_tied:
+            rows = self._lock_holders(connection, merged(stored, asked))
+        return self._update(connection, stored, asked, seen, self._readable(rows), own)
+
+    def expire(self, connection: Connection, id: str) -> bool:  # noqa: A002
+        """End the access token of the row with an id, and return whether there was such a row."""
+        check_text("id", id)
+        if not is_storable("id", id):
+            return False
+        limit_lock_wait(connection)
+        parameters = {"row_id": id, "expiry_time": int(time() * 1000) - 1}
+        return self._execute(connection, self._statements.update, parameters).rowcount > 0
 
     def delete(self, connection: Connection, id: str) -> bool:  # noqa: A002
         """Delete the row with an id, and return whether there was one."""
@@ -274,7 +362,7 @@ class TokenOperations:
             done = connection.execute(self._statements.rotate(compare_time=compare_time), changes)
             if done.supports_sane_multi_rowcount():
                 rotated = done.rowcount
-        undecryptable = [each for _, each in decrypted if isinstance(each, UndecryptableTokenError)]
+        undecryptable = [each for _, each in decrypted if isinstance(each, UnreadableTokenError)]
         return RotatedBatch(found[-1].id if found else None, rotated, undecryptable)
 
     def count_not_rotated(self, connection: Connection) -> int:
@@ -320,35 +408,87 @@ class TokenOperations:
         row = self._execute(connection, statement, parameters).first()
         return None if row is None else self._secrets.decrypted(row)
 
-    def _lock_match(self, connection: Connection, asked: TokenRecord) -> TokenRecord | None:
+    def _lock_match(self, connection: Connection, asked: TokenRecord) -> _Locked | None:
         """The row that a save updates, locked until the transaction ends."""
         lookups = lookups_to_save(asked)
         if lookups[:1] == (Lookup.ID,):
-            stored = self._lock(connection, asked.id)
-            if stored is not None:
-                return stored
+            locked = self._lock(connection, asked.id)
+            if locked is not None:
+                return locked
             lookups = lookups[1:]
         limit_lock_wait(connection)
         stored = self.match(connection, asked, lookups)
-        if stored is None or not has_row_locks(connection):
-            return stored
+        if stored is None:
+            return None
         locked = self._lock(connection, stored.id)
-        if locked is None or not any(matches(lookup, asked, locked) for lookup in lookups):
+        if locked is None or find_match(lookups, asked, [locked.record]) is None:
             raise _changed_meanwhile()
         return locked
 
-    def _lock(self, connection: Connection, id_: str | None) -> TokenRecord | None:
+    def _lock(self, connection: Connection, id_: str | None) -> _Locked | None:
         parameters = {"row_id": id_, **self._in_scope}
-        return self._first(lock_rows(connection, self._statements.lock_by_id, parameters))
+        row = lock_rows(connection, self._statements.lock_by_id, parameters).first()
+        if row is None:
+            return None
+        record = self._secrets.decrypted(row[: len(RECORD_COLUMNS)])
+        return _Locked(record, row.is_tied, row.identity)
 
-    def _insert(self, connection: Connection, asked: TokenRecord) -> TokenRecord:
-        """Insert the asked token, unless a row of its identity exists."""
+    def _save_new(
+        self,
+        connection: Connection,
+        asked: TokenRecord,
+        seen: TokenRecord | None,
+        own: Mapping[str, object],
+    ) -> TokenRecord:
+        """Save a token for which no row was found, unless another writer was faster."""
         check_credentials(asked)
-        now = utc_now()
-        new = replace(asked, id=self._id_for(connection, asked), created_at=now, updated_at=now)
-        values = self._values(new) | dict(self.scope.values)
+        self._check_required(own)
+        now, id_ = utc_now(), self._id_for(connection, asked)
+        new = replace(asked, id=id_, created_at=now, updated_at=now)
+        values = self._values(new) | dict(self.scope.values) | dict(own)
+        others: Sequence[TokenRecord] = []
+        if asked.refresh_token is not None and has_row_locks(connection):
+            claim = uuid4().hex if id_ == asked.id else id_
+            rows = self._claim(connection, asked, claim, own)
+            if not rows and self._find_identity(connection, new) is None:
+                self._execute(connection, self._statements.update, values | {"row_id": claim})
+                return new
+            self._execute(connection, self._statements.delete, {"row_id": claim})
+            others = self._readable(rows)
+            match = find_match(lookups_to_save(asked), asked, others)
+            if match is not None:
+                return self._update(connection, match, asked, seen, others, own)
         insert_unless_present(connection, self.table, values)
-        return new
+        stored = self._row_of_identity(connection, new)
+        if stored == new:
+            return stored
+        return self._update(connection, stored, asked, seen, others, own)
+
+    def _own_values(self, values: Mapping[str, object] | None) -> Mapping[str, object]:
+        """Check the values of columns that the model adds."""
+        for name in values or {}:
+            if name not in self.table.c or hasattr(StoredTokenMixin, name):
+                raise ConfigurationError(
+                    f"values names {name!r}, which is not a column that the model of the table "
+                    f"{self.table} adds."
+                )
+            if name in self.scope.columns:
+                raise ConfigurationError(f"The scope gives the column {name!r} its value already.")
+        return values or {}
+
+    def _check_required(self, own: Mapping[str, object]) -> None:
+        """Refuse to insert a row without a value that the model demands."""
+        for column in self.table.c:
+            is_set = hasattr(StoredTokenMixin, column.key) or column.key in self.scope.columns
+            fills_itself = column.nullable or column.default is not None
+            if is_set or column.key in own or fills_itself or column.server_default is not None:
+                continue
+            raise ConfigurationError(
+                f"A new token needs a value for the column {column.key!r}. If it tells tenants "
+                f"apart, pass scope={{{column.key!r}: ...}}; otherwise pass "
+                f"values={{{column.key!r}: ...}} to a repository's save(), or give the column a "
+                "default."
+            )
 
     def _id_for(self, connection: Connection, asked: TokenRecord) -> str:
         """The id of a new row: the token's own, unless another tenant's row has it."""
@@ -364,33 +504,115 @@ class TokenOperations:
         stored = self._first(connection.execute(self._statements.lock_by_identity, identity))
         if stored is None:
             raise _changed_meanwhile()
-        if not matches(Lookup.IDENTITY, new, stored):
-            raise DatabaseError(
-                f"The row with id {stored.id!r} has the identity digest of the token that is being "
-                "saved, but holds another token: it was changed by other means than this package. "
-                f"Restore it from a backup, or delete it (zoho-orm-store delete {stored.id!r})."
-            )
+        _check_identity(new, stored)
         return stored
 
+    def _claim(
+        self,
+        connection: Connection,
+        record: TokenRecord,
+        id_: str,
+        own: Mapping[str, object],
+    ) -> Sequence[Row[Any]]:
+        """Wait for the other saves that bring a refresh token into a row, and let none pass.
+
+        Two rows may hold one refresh token, so no unique index makes a save that knows the user
+        wait for one that does not. Therefore both first insert a row with the same identity, which
+        no token has. It holds no secret, and the caller turns it into the new row or deletes it.
+
+        Args:
+            connection: The connection, on a database other than SQLite, which has one writer.
+            record: The token as it is to be saved.
+            id_: The id of the row to insert.
+            own: The values of columns that the model adds.
+
+        Returns:
+            The other rows that hold the refresh token: see `_lock_holders`.
+        """
+        now = utc_now()
+        claim = {
+            "id": id_,
+            "identity": identity_digest(claim_of(record), self.scope),
+            # On MySQL, the locks on the rows beside it do not keep an update from taking its place.
+            "refresh_digest": digests_of(record, self.scope)["refresh_digest"],
+            "created_at": now,
+            "updated_at": now,
+        }
+        insert_unless_present(connection, self.table, claim | dict(self.scope.values) | dict(own))
+        return [row for row in self._lock_holders(connection, record) if row.id != id_]
+
+    def _lock_holders(self, connection: Connection, record: TokenRecord) -> Sequence[Row[Any]]:
+        """The rows that hold a token's refresh token, but for those of other users and clients."""
+        statement = self._statements.lock_refresh_token(
+            user=record.user_name is not None, client=record.client_id is not None
+        )
+        parameters = digests_of(record, self.scope) | self._in_scope
+        return lock_rows_by_index(
+            connection, statement, parameters, self.table, "refresh_digest"
+        ).all()
+
+    def _readable(self, rows: Sequence[Row[Any]]) -> Sequence[TokenRecord]:
+        records = map(self._decrypted_or_error, rows)
+        return [record for record in records if isinstance(record, TokenRecord)]
+
     def _update(
-        self, connection: Connection, stored: TokenRecord, asked: TokenRecord
+        self,
+        connection: Connection,
+        stored: TokenRecord,
+        asked: TokenRecord,
+        seen: TokenRecord | None,
+        holders: Iterable[TokenRecord],
+        own: Mapping[str, object],
     ) -> TokenRecord:
-        """Write what the asked token knows into its locked row."""
+        """Write what the asked token knows into its locked row.
 
-        def find_absorbed(saved: TokenRecord) -> Sequence[TokenRecord]:
-            parameters = digests_of(saved, self.scope) | {"row_id": saved.id}
-            found = self._execute(connection, self._statements.lock_absorbed, parameters)
-            others = map(self._secrets.decrypted, found)
-            return [other for other in others if is_absorbed(other, saved)]
-
-        saved, absorbed = plan_update(stored, asked, find_absorbed)
+        Args:
+            connection: The connection.
+            stored: The row.
+            asked: What is known of the token.
+            seen: See `save`.
+            holders: The rows that hold the refresh token, if there may be others.
+            own: The values of columns that the model adds.
+        """
+        if seen is not None:
+            asked = without_overtaken_pair(asked, stored, seen, int(time() * 1000))
+        others = {holder.id: holder for holder in holders if holder.id != stored.id}
+        others |= self._lock_new_identity(connection, stored, merged(stored, asked))
+        saved, absorbed = plan_update(stored, asked, others.values())
+        now = utc_now()
+        # Another program may have left the first one empty.
+        saved = replace(saved, created_at=saved.created_at or now, updated_at=now)
+        values = self._values(saved) | dict(own) | {"row_id": saved.id}
         for id_ in absorbed:
             self._execute(connection, self._statements.delete, {"row_id": id_})
-        saved = replace(saved, updated_at=utc_now())
-        values = self._values(saved) | {"row_id": saved.id}
         if self._execute(connection, self._statements.update, values).rowcount == 0:
             raise _changed_meanwhile()
         return saved
+
+    def _find_identity(self, connection: Connection, record: TokenRecord) -> Row[Any] | None:
+        """The row that has the identity of a token, not locked.
+
+        Where there is none, MySQL would lock its place: other saves could not insert rows beside
+        it, and so would often end in deadlocks.
+        """
+        parameters = {"identity": self._identity(record)}
+        return self._execute(connection, self._statements.by_identity, parameters).first()
+
+    def _lock_new_identity(
+        self, connection: Connection, stored: TokenRecord, saved: TokenRecord
+    ) -> dict[str | None, TokenRecord]:
+        """The row that already has the identity which a row gets, by its id, if there is one."""
+        if identity_of(saved) == identity_of(stored):
+            return {}
+        row = self._find_identity(connection, saved)
+        if row is None:
+            return {}
+        found = self._secrets.decrypted(row)
+        _check_identity(saved, found)
+        locked = self._lock(connection, found.id)
+        if locked is None or identity_of(locked.record) != identity_of(saved):
+            raise _changed_meanwhile()
+        return {found.id: locked.record}
 
     def _rows(self, connection: Connection, filters: Filters) -> CursorResult[Any]:
         listing = self._statements.listing(*_shape(filters))
@@ -419,13 +641,13 @@ class TokenOperations:
         row = result.first()
         return None if row is None else self._secrets.decrypted(row)
 
-    def _decrypted_or_error(self, row: Sequence[Any]) -> TokenRecord | UndecryptableTokenError:
+    def _decrypted_or_error(self, row: Sequence[Any]) -> TokenRecord | UnreadableTokenError:
         try:
             return self._secrets.decrypted(row)
-        except UndecryptableTokenError as error:
+        except UnreadableTokenError as error:
             return without_frames(error)
 
-    def _decrypted_in_scope(self, row: Row[Any]) -> TokenRecord | UndecryptableTokenError:
+    def _decrypted_in_scope(self, row: Row[Any]) -> TokenRecord | UnreadableTokenError:
         """The record of a row, if the row is this scope's: only then may it be re-encrypted."""
         record = self._decrypted_or_error(row[: len(RECORD_COLUMNS)])
         if isinstance(record, TokenRecord) and self._identity(record) != row.identity:
@@ -448,29 +670,53 @@ def scope_for(table: Table, given: Mapping[str, object] | None) -> Scope:
         given: The columns that tell tenants apart, and their values.
 
     Raises:
-        ConfigurationError: The table has no such column, it is one of this package's own, or a
-            value is missing.
+        ConfigurationError: It is not a mapping, the table has no such column, the column is one of
+            this package's own, or its value is missing or of another type.
     """
     if given is None:
         return UNSCOPED
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"A scope is a mapping such as {{'tenant_id': 7}}, not {type(given).__name__}."
+        )
     if not given:
         raise ConfigurationError("A scope needs a column and its value, or leave it out.")
     for name, value in given.items():
-        if name not in table.c:
-            raise ConfigurationError(
-                f"The table {table} has no column {name!r} to scope by. Add it to your model, "
-                "migrate, and pass the model to the store."
-            )
-        if hasattr(StoredTokenMixin, name):
-            raise ConfigurationError(
-                f"The column {name!r} is the token's own. Scope by a column that your model adds."
-            )
-        if value is None or value == "":
-            raise ConfigurationError(
-                f"The scope's column {name!r} needs a value, not {value!r}: "
-                "a store without one would see every tenant's tokens."
-            )
+        _check_scope(table, name, value)
     return Scope(tuple(sorted(given.items())))
+
+
+def _check_scope(table: Table, name: str, value: object) -> None:
+    if name not in table.c:
+        own = [each.key for each in table.c if not hasattr(StoredTokenMixin, each.key)]
+        guess = get_close_matches(str(name), own, 1)
+        raise ConfigurationError(
+            f"The table {table} has no column {name!r} to scope by. "
+            + (
+                f"Did you mean {guess[0]!r}?"
+                if guess
+                else "Add it to your model, migrate, and pass the model to the store."
+            )
+        )
+    if hasattr(StoredTokenMixin, name):
+        raise ConfigurationError(
+            f"The column {name!r} is the token's own. Scope by a column that your model adds."
+        )
+    if value is None or value == "":
+        raise ConfigurationError(
+            f"The scope's column {name!r} needs a value, not {value!r}: "
+            "a store without one would see every tenant's tokens."
+        )
+    try:
+        wanted = table.c[name].type.python_type
+    except NotImplementedError:  # A type of the project's own.
+        return
+    # True is an integer in Python, and a database may take the text "7" for the number.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigurationError(
+            f"The scope's column {name!r} needs a value of the type {wanted.__name__}, not "
+            f"{type(value).__name__}: another type may be taken for another tenant's value."
+        )
 
 
 def _shape(filters: Filters) -> tuple[bool, bool, bool | None]:
@@ -480,6 +726,27 @@ def _shape(filters: Filters) -> tuple[bool, bool, bool | None]:
 def _check_record(asked: object) -> None:
     if not isinstance(asked, TokenRecord):
         raise InvalidTokenError(f"The token must be a TokenRecord, not {type(asked).__name__}.")
+
+
+def _crossed(connection: Connection) -> DatabaseError:
+    """The error for the answer to somebody else's question, after giving up the connection."""
+    connection.invalidate()
+    return DatabaseError(
+        "The database answered with another row than was asked for. Something else uses the same "
+        "connection: a process that was forked from this one, or a pooler that mixes up prepared "
+        "statements (see pooler=True). The row was not used.",
+        retryable=True,
+    )
+
+
+def _check_identity(saved: TokenRecord, stored: TokenRecord) -> None:
+    """Refuse a row that has a token's identity digest and holds another token."""
+    if not matches(Lookup.IDENTITY, saved, stored):
+        raise DatabaseError(
+            f"The row with id {stored.id!r} has the identity digest of the token that is being "
+            "saved, but holds another token: it was changed by other means than this package. "
+            f"Restore it from a backup, or delete it (zoho-orm-store delete {stored.id!r})."
+        )
 
 
 def _changed_meanwhile() -> DatabaseError:

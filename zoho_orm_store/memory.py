@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import datetime, timedelta
-from threading import RLock
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from zoho_orm_store._database.forks import tell_forked_children
+from zoho_orm_store._database.forks import notice_fork, tell_forked_children
 from zoho_orm_store._matching import (
-    Lookup,
     check_credentials,
     filled,
-    is_absorbed,
+    find_match,
+    is_new_login,
     lookups_to_find,
     lookups_to_save,
-    matches,
     plan_update,
 )
 from zoho_orm_store._refresh.coordinator import Settled
@@ -25,8 +24,6 @@ from zoho_orm_store._sdk.conversion import token_from
 from zoho_orm_store.records import check_text, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from zoho_orm_store._sdk.adapter import MissingId
     from zoho_orm_store._sdk.conversion import OAuthToken
     from zoho_orm_store.records import TokenRecord
@@ -52,7 +49,7 @@ class MemoryTokenStore(TokenStoreAdapter):
         # Oldest first. Each change replaces the whole list, so that none is half done.
         self._records: list[TokenRecord] = []
         self._last_saved_at = datetime.min
-        self._lock = RLock()
+        self._forked()
         tell_forked_children(self)
 
     def __repr__(self) -> str:
@@ -60,21 +57,28 @@ class MemoryTokenStore(TokenStoreAdapter):
 
     def _forked(self) -> None:
         """Go on in a forked child, even if another thread was at work in the parent."""
-        self._lock = RLock()
+        self._lock = threading.RLock()
+
+    def _turn(self) -> threading.RLock:
+        """The lock of this process."""
+        notice_fork()
+        return self._lock
 
     def _get(self, id_: str) -> Settled:
         check_text("id", id_)
         return Settled(next((record for record in self._records if record.id == id_), None))
 
     def _find(self, asked: TokenRecord) -> Settled:
-        with self._lock:
-            stored = self._match(asked, lookups_to_find(asked))
+        with self._turn():
+            stored = find_match(lookups_to_find(asked), asked, self._records)
+        if stored is not None and is_new_login(asked, stored):
+            return Settled(None, fallback_id=stored.id)
         return Settled(None if stored is None else filled(asked, stored))
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
         asked.check_storable()
-        with self._lock:
-            stored = self._match(asked, lookups_to_save(asked))
+        with self._turn():
+            stored = find_match(lookups_to_save(asked), asked, self._records)
             return self._insert(asked) if stored is None else self._update(stored, asked)
 
     def _insert(self, asked: TokenRecord) -> TokenRecord:
@@ -85,11 +89,8 @@ class MemoryTokenStore(TokenStoreAdapter):
         return saved
 
     def _update(self, stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
-        def find_absorbed(saved: TokenRecord) -> list[TokenRecord]:
-            others = (other for other in self._records if other.id != saved.id)
-            return [other for other in others if is_absorbed(other, saved)]
-
-        saved, absorbed = plan_update(stored, asked, find_absorbed)
+        others = (record for record in self._records if record.id != stored.id)
+        saved, absorbed = plan_update(stored, asked, others)
         saved = replace(saved, updated_at=self._now())
         self._records = [
             saved if record.id == saved.id else record
@@ -100,31 +101,17 @@ class MemoryTokenStore(TokenStoreAdapter):
 
     def _delete(self, id_: str) -> None:
         check_text("id", id_)
-        with self._lock:
+        with self._turn():
             self._records = [record for record in self._records if record.id != id_]
 
     def _delete_all(self) -> None:
-        with self._lock:
+        with self._turn():
             self._records = []
 
     def _tokens(self) -> list[OAuthToken]:
         return [*map(token_from, self._records)]
 
-    def _match(self, asked: TokenRecord, lookups: Sequence[Lookup]) -> TokenRecord | None:
-        for lookup in lookups:
-            found = [record for record in self._records if matches(lookup, asked, record)]
-            if found:
-                return max(found, key=lambda record: _preference(lookup, asked, record))
-        return None
-
     def _now(self) -> datetime:
         """The time, never the same twice: it must be clear which token was saved last."""
         self._last_saved_at = max(utc_now(), self._last_saved_at + timedelta(microseconds=1))
         return self._last_saved_at
-
-
-def _preference(lookup: Lookup, asked: TokenRecord, stored: TokenRecord) -> tuple[bool, datetime]:
-    """The asked client's own token first, then the one saved last."""
-    by_client = lookup in (Lookup.USER, Lookup.IDENTITY) and asked.client_id is not None
-    is_own = not by_client or asked.client_id == stored.client_id
-    return (is_own, stored.updated_at or datetime.min)

@@ -7,9 +7,10 @@ or waits for a refresh lease.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, inspect, select, update
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -18,14 +19,13 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
 )
 from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm.attributes import set_committed_value
 from typing_extensions import TypeVarTuple, Unpack
 
-from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._database.errors import connect_error, our_errors, translate
-from zoho_orm_store._schema import check_revision
 from zoho_orm_store._sql.dialects import check_dialect, take_write_lock
 from zoho_orm_store._tokens import Filters, TokenOperations
-from zoho_orm_store.errors import ConfigurationError, UndecryptableTokenError, without_frames
+from zoho_orm_store.errors import ConfigurationError, UnreadableTokenError, without_frames
 from zoho_orm_store.models import StoredToken
 from zoho_orm_store.records import TokenRecord
 
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
+    from sqlalchemy import Executable, Table
     from typing_extensions import Self
 
     from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.models import StoredTokenMixin
 
-    OnUndecryptable = Callable[[UndecryptableTokenError], object]
+    OnUndecryptable = Callable[[UnreadableTokenError], object]
 
 __all__ = ["AsyncTokenRepository", "StoreTransaction", "TokenRepository", "is_asynchronous"]
 
@@ -50,8 +51,8 @@ _PAGE = 1000
 _SYNCHRONOUS = (Session, scoped_session, Connection)
 _ASYNCHRONOUS = (AsyncSession, async_scoped_session, AsyncConnection)
 
-_checked: WeakSet[Engine] = WeakSet()
-"""The engines whose tables passed the revision check."""
+_checked: WeakKeyDictionary[Engine, set[Table]] = WeakKeyDictionary()
+"""The tables that have passed `TokenOperations.check` on an engine."""
 
 
 def is_asynchronous(given: object) -> bool:
@@ -159,11 +160,18 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
         """
         return self._run(self._operations.find, asked)
 
-    def save(self, asked: TokenRecord, *, seen: TokenRecord | None = None) -> TokenRecord:
+    def save(
+        self,
+        asked: TokenRecord,
+        values: Mapping[str, object] | None = None,
+        *,
+        seen: TokenRecord | None = None,
+    ) -> TokenRecord:
         """Save a token: into the row that it means, or into a new one.
 
         Args:
             asked: What is known of the token; unknown values leave what is stored.
+            values: The values of columns that your model adds, such as a foreign key, by name.
             seen: The token as it was before the caller refreshed it. If another caller has saved
                 a live access token since, that one is kept.
 
@@ -175,11 +183,24 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
             UserMismatchError: Its id is that of another user's row.
             DatabaseError: The database refused or lost the operation.
         """
-        return self._run(self._save, asked, seen)
+        saved = self._execute(self._writing, self._save, asked, seen, values)
+        self._reload(lambda loaded: loaded.id == saved.id or loaded.user_digest is None)
+        return saved
 
     def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
         """Delete exactly the row with an id, and return whether there was one."""
         return self._change(self._operations.delete, id)
+
+    def expire(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
+        """End an access token before its hour is over: the next caller refreshes it.
+
+        Args:
+            id: The token's id.
+
+        Returns:
+            Whether there was such a token.
+        """
+        return self._change(self._operations.expire, id)
 
     def delete_all(self) -> int:
         """Delete every stored token in one statement, and return their number."""
@@ -199,11 +220,13 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
             user_name: Only this user's.
             client_id: Only this client's.
             expired: Only those whose access token has expired, or only the others.
-            on_undecryptable: Called with the error for each token that cannot be decrypted, which
-                is left out. ``None`` raises the first such error.
+            on_undecryptable: Called with the error for each token that cannot be decrypted, or
+                that another program made unreadable, which is left out. ``None`` raises the first
+                such error.
 
         Raises:
             UndecryptableTokenError: A token cannot be decrypted.
+            UnreadableTokenError: A token cannot be read.
         """
         filters = Filters(user_name, client_id, expired)
         return [*_readable(self._run(self._operations.list, filters), on_undecryptable)]
@@ -252,21 +275,36 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
         return self._change(self._operations.purge, idle, stranded)
 
     def _save(
-        self, connection: Connection, asked: TokenRecord, seen: TokenRecord | None
+        self,
+        connection: Connection,
+        asked: TokenRecord,
+        seen: TokenRecord | None,
+        values: Mapping[str, object] | None,
     ) -> TokenRecord:
         take_write_lock(connection, self._operations.table)
-        saved = self._operations.save(connection, asked, seen)
-        self._expire_loaded()
-        return saved
+        return self._operations.save(connection, asked, seen, values)
+
+    @property
+    def _writing(self) -> Executable:
+        return update(self._operations.table)
+
+    def _run(self, operation: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+        return self._execute(select(self._operations.table), operation, *args)
 
     def _change(self, operation: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        result = self._run(operation, *args)
-        self._expire_loaded()
+        result = self._execute(self._writing, operation, *args)
+        self._reload(lambda loaded: True)
         return result
 
     @our_errors
-    def _run(self, operation: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        connection = self._connect(self._session())
+    def _execute(
+        self,
+        statement: Executable,
+        operation: Callable[[Connection, Unpack[Ts]], T],
+        *args: Unpack[Ts],
+    ) -> T:
+        """Run an operation where the session would run such a statement."""
+        connection = self._connect(self._session(), statement)
         try:
             return operation(connection, *args)
         except Exception as error:
@@ -275,32 +313,56 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
                 raise
             raise failure from None
 
-    def _connect(self, session: Session | Connection) -> Connection:
+    def _connect(self, session: Session | Connection, statement: Executable) -> Connection:
         """The connection to work on, once the session has flushed and the tables were checked."""
         if isinstance(session, Connection):
             connection = session
         else:
-            # As the session's own queries do.
+            # As the session's own queries do. Its get_bind() may send writes to another server.
             if session.autoflush:
                 session.flush()
+            bind_arguments: dict[str, Any] = {"mapper": inspect(self._model), "clause": statement}
             try:
-                connection = session.connection(bind_arguments={"mapper": self._model})
+                connection = session.connection(bind_arguments=bind_arguments)
             except Exception as error:  # noqa: BLE001 - drivers raise anything here
-                url = session.get_bind(self._model).engine.url
+                url = session.get_bind(**bind_arguments).engine.url
                 raise connect_error(error, url) from None
         check_dialect(connection.dialect.name)
-        if self._model is StoredToken and connection.engine not in _checked:
-            check_revision(connection, redacted_url(connection.engine.url))
-            _checked.add(connection.engine)
+        checked = _checked.setdefault(connection.engine, set())
+        if self._operations.table not in checked:
+            self._operations.check(connection)
+            checked.add(self._operations.table)
         return connection
 
-    def _expire_loaded(self) -> None:
-        """Make the session reload its objects of this table, which changed without it."""
+    @our_errors
+    def _reload(self, may_have_changed: Callable[[Any], bool]) -> None:
+        """Reload the session's objects of this table, which has changed without it.
+
+        Expiring them would not do: asynchronous code cannot load an attribute later. Objects
+        whose row is gone leave the session as they are.
+        """
         session = self._session()
-        if isinstance(session, Session):
-            for loaded in session.identity_map.values():
-                if isinstance(loaded, self._model):
-                    session.expire(loaded)
+        if not isinstance(session, Session):
+            return
+        for loaded in session.identity_map.values():
+            if isinstance(loaded, self._model) and may_have_changed(_Loaded(loaded)):
+                before = {**vars(loaded)}
+                try:
+                    session.refresh(loaded)
+                except InvalidRequestError:
+                    session.expunge(loaded)
+                    for name in before.keys() & inspect(self._model).column_attrs.keys():
+                        set_committed_value(loaded, name, before[name])
+
+
+class _Loaded:
+    """The attributes of an object, as far as they are loaded."""
+
+    def __init__(self, loaded: object) -> None:
+        self._attributes = vars(loaded)
+
+    def __getattr__(self, name: str) -> object:
+        return self._attributes.get(name)
 
 
 class StoreTransaction(TokenRepository):
@@ -316,11 +378,16 @@ class StoreTransaction(TokenRepository):
         self._operations = operations
 
     @our_errors
-    def _run(self, operation: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    def _execute(
+        self,
+        statement: Executable,
+        operation: Callable[[Connection, Unpack[Ts]], T],
+        *args: Unpack[Ts],
+    ) -> T:
         result: T = self._run_in_transaction(operation, *args)
         return result
 
-    def _expire_loaded(self) -> None:
+    def _reload(self, may_have_changed: Callable[[Any], bool]) -> None:
         """There is no session that holds objects."""
 
 
@@ -353,13 +420,23 @@ class AsyncTokenRepository(
         """Return the token that another token means. See `TokenRepository.find`."""
         return await self._run(TokenRepository.find, asked)
 
-    async def save(self, asked: TokenRecord, *, seen: TokenRecord | None = None) -> TokenRecord:
+    async def save(
+        self,
+        asked: TokenRecord,
+        values: Mapping[str, object] | None = None,
+        *,
+        seen: TokenRecord | None = None,
+    ) -> TokenRecord:
         """Save a token. See `TokenRepository.save`."""
-        return await self._run(TokenRepository.save, asked, seen=seen)
+        return await self._run(TokenRepository.save, asked, values, seen=seen)
 
     async def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
         """Delete the row with an id. See `TokenRepository.delete`."""
         return await self._run(TokenRepository.delete, id)
+
+    async def expire(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
+        """End an access token before its hour is over. See `TokenRepository.expire`."""
+        return await self._run(TokenRepository.expire, id)
 
     async def delete_all(self) -> int:
         """Delete every stored token. See `TokenRepository.delete_all`."""
@@ -424,7 +501,7 @@ class AsyncTokenRepository(
 
 
 def _readable(
-    listed: Iterable[TokenRecord | UndecryptableTokenError], skip: OnUndecryptable | None
+    listed: Iterable[TokenRecord | UnreadableTokenError], skip: OnUndecryptable | None
 ) -> Iterator[TokenRecord]:
     for each in listed:
         if isinstance(each, TokenRecord):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoho_orm_store._database.engines import Bind
     from zoho_orm_store._tokens import RotatedBatch
     from zoho_orm_store.encryption import TokenCipher
-    from zoho_orm_store.errors import UndecryptableTokenError
+    from zoho_orm_store.errors import UnreadableTokenError
     from zoho_orm_store.models import StoredTokenMixin
 
 __all__ = ["RotationSummary", "rotate_keys"]
@@ -42,12 +42,13 @@ class RotationSummary(NamedTuple):
         rotated: How many tokens were re-encrypted.
         left: How many are still not under the present key. Those that are not undecryptable were
             saved meanwhile by workers that use another key.
-        undecryptable: Why some tokens could not be decrypted; they were left as they are.
+        undecryptable: Why some tokens could not be decrypted, or not be read at all; they were
+            left as they are.
     """
 
     rotated: int
     left: int
-    undecryptable: tuple[UndecryptableTokenError, ...]
+    undecryptable: tuple[UnreadableTokenError, ...]
 
 
 @our_errors
@@ -84,7 +85,7 @@ def rotate_keys(
     with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
         left = database.read(operations.count_not_rotated)
         total, done = left, 0
-        undecryptable: list[UndecryptableTokenError] = []
+        undecryptable: list[UnreadableTokenError] = []
         for _ in range(_PASSES):
             if left <= len(undecryptable):
                 break

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
-from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from functools import lru_cache, partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from sqlalchemy import URL
 from typing_extensions import TypeVarTuple, Unpack
@@ -14,17 +15,18 @@ from zoho_orm_store._database.database import open_database
 from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._database.errors import our_errors
 from zoho_orm_store._database.forks import tell_forked_children
-from zoho_orm_store._matching import filled
+from zoho_orm_store._matching import fallen_back, filled, is_new_login
 from zoho_orm_store._refresh.coordinator import RefreshCoordinator, Settled
 from zoho_orm_store._refresh.leases import DatabaseLeases
-from zoho_orm_store._schema import check_revision
 from zoho_orm_store._sdk.adapter import TokenStoreAdapter
 from zoho_orm_store._sdk.conversion import token_from
-from zoho_orm_store._tokens import TokenOperations
+from zoho_orm_store._tokens import TokenOperations, scope_for
 from zoho_orm_store.errors import (
     ConfigurationError,
     DatabaseTimeoutError,
     DatabaseUnreachableError,
+    RefreshFailedError,
+    SchemaError,
     ZohoOrmStoreError,
     without_frames,
 )
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from zoho_orm_store._database.engines import Bind
-    from zoho_orm_store._refresh.coordinator import Held
     from zoho_orm_store._sdk.adapter import MissingId
     from zoho_orm_store._sdk.conversion import OAuthToken
     from zoho_orm_store.encryption import TokenCipher
@@ -57,6 +58,13 @@ __all__ = ["SQLAlchemyTokenStore"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+Scope: TypeAlias = "Mapping[str, object] | Callable[[], Mapping[str, object]]"
+
+_TENANTS_REMEMBERED = 1024
+
+_SHORTEST_TIMEOUT = 0.25
+"""Seconds that a call has in any case, however long it took to prepare the database for it."""
 
 
 class SQLAlchemyTokenStore(TokenStoreAdapter):
@@ -72,12 +80,17 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             engine and disposes of it. An ``Engine`` is used as it is and never disposed of. An
             ``AsyncEngine`` is copied, pool and all, for the store's own event loop.
         model: The model whose table holds the tokens.
-        lease_model: The model whose table holds the refresh leases.
+        lease_model: The model whose table holds the refresh leases; ``None`` stands for
+            `RefreshLease` with `StoredToken`. A model of your own comes with a lease model of your
+            own, unless ``refresh`` is ``None``.
         cipher: Encrypts the secrets in the table, such as a `FernetCipher`; ``None`` stores plain
             text. Encrypted and plain rows may stand side by side.
         scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``. The
             store finds, lists, changes and deletes only the rows with these values, and new rows
-            get them. A Zoho user can then exist once per tenant.
+            get them. A Zoho user can then exist once per tenant. Or a function that returns such a
+            mapping: it is called at each call of the store, in the caller's thread and context, so
+            that one store serves each request's own tenant. If it returns nothing or raises an
+            exception, the call fails.
         refresh: How many workers share one refresh; ``None`` lets each refresh for itself.
         create_schema: Whether to run the migrations on first use; ``None`` does so for a SQLite
             URL only.
@@ -87,6 +100,10 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             caller's refresh has a limit of its own. If the server stops answering in the middle
             of a statement, a synchronous ``Engine`` of your own waits until its driver's own
             timeout.
+        pooler: For a URL: whether PgBouncer, Supabase, Neon, RDS Proxy or another pooler in
+            transaction mode stands before the server. Drivers other than asyncpg do not need it.
+        engine_options: For a URL: keyword arguments for SQLAlchemy's ``create_engine``, which
+            replace the store's own.
 
     Raises:
         ConfigurationError: An argument cannot be used; the message says why.
@@ -99,13 +116,15 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         bind: Bind,
         *,
         model: type[StoredTokenMixin] = StoredToken,
-        lease_model: type[RefreshLeaseMixin] = RefreshLease,
+        lease_model: type[RefreshLeaseMixin] | None = None,
         cipher: TokenCipher | None = None,
-        scope: Mapping[str, object] | None = None,
+        scope: Scope | None = None,
         refresh: RefreshPolicy | None = RefreshPolicy(),
         create_schema: bool | None = None,
         missing_id: MissingId = "none",
         timeout: float = 30.0,
+        pooler: bool = False,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(missing_id)
         if not timeout > 0:
@@ -114,16 +133,27 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             raise ConfigurationError(f"refresh must be a RefreshPolicy or None, not {refresh!r}.")
         self._model = model
         self._cipher = cipher
+        self._timeout = timeout
         self._use_scope(scope)
+        if lease_model is None:
+            if model is not StoredToken and refresh is not None:
+                raise ConfigurationError(
+                    f"The model {getattr(model, '__name__', model)} needs a lease model beside it: "
+                    "pass lease_model=, a class of your own with RefreshLeaseMixin. Or pass "
+                    "refresh=None, and each worker refreshes for itself."
+                )
+            lease_model = RefreshLease
         table = lease_table(lease_model)
-        self._database = open_database(bind, timeout=timeout)
+        self._database = open_database(
+            bind, timeout=timeout, pooler=pooler, engine_options=engine_options
+        )
         self._leases = DatabaseLeases(self._database, table)
         self._coordinator = None if refresh is None else RefreshCoordinator(self._leases, refresh)
         self._has_own_models = (model, lease_model) != (StoredToken, RefreshLease)
         self._create_schema = self._resolve(create_schema, bind)
         self._owns_database = True
         self._is_new = True
-        self._first_use = Lock()
+        self._first_use = threading.Lock()
         tell_forked_children(self)
 
     def __repr__(self) -> str:
@@ -172,9 +202,10 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         Raises:
             ConfigurationError: It is something else.
         """
+        operations = self._operations_in_scope()
         if is_asynchronous(session):
-            return AsyncTokenRepository._of(session, self._model, self._operations)
-        return TokenRepository._of(session, self._model, self._operations)
+            return AsyncTokenRepository._of(session, self._model, operations)
+        return TokenRepository._of(session, self._model, operations)
 
     @contextmanager
     def transaction(self) -> Iterator[TokenRepository]:
@@ -190,11 +221,28 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             DatabaseError: The database refused or lost the transaction, which is not tried again.
         """
         try:
+            operations = self._operations_in_scope()
             self._prepare()
             with self._database.transaction() as run:
-                yield StoreTransaction(run, self._operations)
+                yield StoreTransaction(run, operations)
         except ZohoOrmStoreError as error:
             raise without_frames(error)  # noqa: B904 - it must have no cause
+
+    @our_errors
+    def expire(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
+        """End an access token before its hour is over: the next caller refreshes it.
+
+        Args:
+            id: The token's id.
+
+        Returns:
+            Whether there was such a token.
+
+        Raises:
+            DatabaseError: The database failed.
+        """
+        operations = self._operations or self._operations_in_scope()
+        return self._write(operations.expire, id)
 
     def close(self) -> None:
         """Give back every connection and thread.
@@ -210,37 +258,69 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return RefreshStats() if self._coordinator is None else self._coordinator.stats
 
     def _get(self, id_: str) -> Settled:
-        if self._is_new:
-            self._prepare()
-        found = self._database.read(self._operations.get, id_)
+        operations = self._operations or self._operations_in_scope()
+        found = self._read(operations.get, id_)
         coordinator = self._coordinator
         if coordinator is None or found is None or coordinator.is_settled(found):
             return Settled(found)
-        look_again = partial(self._database.read, self._operations.get, id_)
-        return coordinator.settle(found, None, look_again, self._scope_parts)
+        look_again = partial(self._database.read, operations.get, id_)
+        return coordinator.settle(found, None, look_again, operations.scope.parts)
 
     def _find(self, asked: TokenRecord) -> Settled:
-        found = self._find_filled(asked)
+        operations = self._operations or self._operations_in_scope()
+        stored = self._read(operations.find, asked)
+        if stored is not None and is_new_login(asked, stored):
+            return self._log_in_anew(operations, asked, stored)
+        found = None if stored is None else filled(asked, stored)
+        return self._settle_found(operations, asked, found)
+
+    def _log_in_anew(
+        self, operations: TokenOperations, asked: TokenRecord, stored: TokenRecord
+    ) -> Settled:
+        try:
+            settled = self._settle_found(operations, asked, None)
+        except RefreshFailedError:  # Other callers could not exchange the grant token.
+            if stored.id is None or (found := self._get(stored.id)).record is None:
+                raise
+            self._seen(found.record)
+            return found._replace(record=fallen_back(asked, found.record))
+        return settled if settled.record else settled._replace(fallback_id=stored.id)
+
+    def _settle_found(
+        self, operations: TokenOperations, asked: TokenRecord, found: TokenRecord | None
+    ) -> Settled:
         coordinator = self._coordinator
         # The SDK never refreshes what it asks for with an id here: that is its revoke().
         if coordinator is None or asked.id or coordinator.is_settled(found):
             return Settled(found)
-        look_again = partial(self._find_filled, asked)
-        return coordinator.settle(found, asked, look_again, self._scope_parts)
 
-    def _find_filled(self, asked: TokenRecord) -> TokenRecord | None:
-        stored = self._read(self._operations.find, asked)
-        return None if stored is None else filled(asked, stored)
+        def look_again() -> TokenRecord | None:
+            stored = self._read(operations.find, asked)
+            return None if stored is None or is_new_login(asked, stored) else filled(asked, stored)
+
+        return coordinator.settle(found, asked, look_again, operations.scope.parts)
+
+    def _seen(self, stored: TokenRecord) -> None:
+        if self._coordinator is not None:
+            operations = self._operations or self._operations_in_scope()
+            self._coordinator.remember_seen(stored, operations.scope.parts)
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
-        coordinator = self._coordinator
-        key = None if coordinator is None else coordinator.lease_for(asked, self._scope_parts)
+        operations = self._operations or self._operations_in_scope()
+        coordinator, parts = self._coordinator, operations.scope.parts
+        key = None if coordinator is None else coordinator.lease_for(asked, parts)
         held = None if coordinator is None or key is None else coordinator.held(key)
         if coordinator is None or key is None or held is None:
-            return self._write(self._operations.save, asked, None)
+            return self._write(operations.save, asked, None)
         record = held.without_shown_expiry(asked)
+
+        def save_and_release(connection: Connection) -> TokenRecord:
+            # If the lease was lost, another caller's refresh may win.
+            is_ours = self._leases.release_in(connection, key, held.owner)
+            return operations.save(connection, record, None if is_ours else held.seen)
+
         try:
-            saved = self._write(self._save_and_release, record, key, held)
+            saved = self._write(save_and_release)
         except ZohoOrmStoreError as error:
             if not isinstance(error, DatabaseUnreachableError | DatabaseTimeoutError):
                 coordinator.failed(key)
@@ -248,38 +328,62 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         coordinator.forget(key)
         return saved
 
-    def _save_and_release(
-        self, connection: Connection, asked: TokenRecord, key: str, held: Held
-    ) -> TokenRecord:
-        """Save a refreshed token. If the lease was lost, another caller's refresh may win."""
-        is_ours = self._leases.release_in(connection, key, held.owner)
-        return self._operations.save(connection, asked, None if is_ours else held.seen)
-
     def _delete(self, id_: str) -> None:
-        self._write(self._operations.delete, id_)
+        operations = self._operations or self._operations_in_scope()
+        self._write(operations.delete, id_)
 
     def _delete_all(self) -> None:
-        self._write(self._operations.delete_all)
+        operations = self._operations or self._operations_in_scope()
+        self._write(operations.delete_all)
 
     def _tokens(self) -> list[OAuthToken]:
-        return self._read(self._all_tokens)
-
-    def _all_tokens(self, connection: Connection) -> list[OAuthToken]:
-        return [*map(token_from, self._operations.rows(connection))]
+        operations = self._operations or self._operations_in_scope()
+        return self._read(lambda connection: [*map(token_from, operations.rows(connection))])
 
     def _read(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        if self._is_new:
-            self._prepare()
-        return self._database.read(work, *args)
+        timeout = self._prepare() if self._is_new else None
+        try:
+            return self._database.read(work, *args, timeout=timeout)
+        except SchemaError:
+            timeout = self._prepare_again()
+        return self._database.read(work, *args, timeout=timeout)
 
     def _write(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        if self._is_new:
-            self._prepare()
-        return self._database.write(work, *args)
+        timeout = self._prepare() if self._is_new else None
+        try:
+            return self._database.write(work, *args, timeout=timeout)
+        except SchemaError:
+            timeout = self._prepare_again()
+        return self._database.write(work, *args, timeout=timeout)
 
-    def _use_scope(self, scope: Mapping[str, object] | None) -> None:
-        self._operations = TokenOperations.of_model(self._model, scope, self._cipher)
-        self._scope_parts = self._operations.scope.parts
+    def _use_scope(self, scope: Scope | None) -> None:
+        """Resolve a scope once and for all, or prepare to ask a function for it at each call."""
+        unscoped = TokenOperations.of_model(self._model, None, self._cipher)
+        self._check, self._table = unscoped.check, unscoped.table
+        self._operations: TokenOperations | None = None
+        if callable(scope):
+            self._ask_scope = scope
+            self._within = lru_cache(_TENANTS_REMEMBERED)(unscoped.within)
+        else:
+            self._operations = unscoped.within(scope_for(unscoped.table, scope))
+
+    def _operations_in_scope(self) -> TokenOperations:
+        """What the present caller may do, whose tenant the application's function tells."""
+        if self._operations is not None:
+            return self._operations
+        try:
+            scope = self._ask_scope()
+        except Exception as error:  # noqa: BLE001 - whatever the application raises
+            raised = type(error).__name__
+            scope, reason = None, f"raised {raised}"
+        else:
+            reason = f"returned {scope!r}"
+        if not scope:
+            raise ConfigurationError(
+                f"The store's function scope {reason}, so it is not known whose token is meant. It "
+                "must return a mapping such as {'tenant_id': 7}."
+            )
+        return self._within(scope_for(self._table, scope))
 
     def _resolve(self, create_schema: bool | None, bind: Bind) -> bool:
         has_own_model = self._model is not StoredToken
@@ -293,18 +397,41 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             return is_url and not has_own_model and self._database.dialect_name == "sqlite"
         return create_schema
 
-    def _prepare(self) -> None:
-        """Before the first call, make the tables or check them."""
-        with self._first_use:
-            if not self._is_new:
-                return
-            if self._create_schema:
-                self._make_schema()
-            elif self._model is StoredToken:
-                self._database.read(check_revision, redacted_url(self._database.url))
-            if self._coordinator is not None and self._has_own_models:
-                self._leases.check()
-            self._is_new = False
+    def _prepare(self) -> float:
+        """Before the first call, make the tables or check them.
+
+        Returns:
+            The seconds that are left to the call.
+        """
+        deadline = monotonic() + self._timeout
+        mine = self._first_use.acquire(timeout=self._timeout)
+        left = deadline - monotonic()
+        try:
+            if self._is_new and (not mine or left < _SHORTEST_TIMEOUT):
+                raise DatabaseTimeoutError("The first call of another thread did not end in time.")
+            if self._is_new:
+                if self._create_schema:
+                    self._make_schema()
+                else:
+                    self._database.read(self._check, timeout=left)
+                if self._coordinator is not None and self._has_own_models:
+                    self._leases.check()
+                self._is_new = False
+        finally:
+            if mine:
+                self._first_use.release()
+        return max(_SHORTEST_TIMEOUT, deadline - monotonic())
+
+    def _prepare_again(self) -> float:
+        """Make the tables that are missing by now: in another file, or in a forked child's memory.
+
+        Raises:
+            SchemaError: The one that is being handled, unless this store makes its tables.
+        """
+        if not self._create_schema:
+            raise
+        self._is_new = True
+        return self._prepare()
 
     def _make_schema(self) -> None:
         from zoho_orm_store import provision
@@ -314,5 +441,5 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
     def _forked(self) -> None:
         """Start again in a forked child, where an in-memory database is a new, empty one."""
-        self._first_use = Lock()
+        self._first_use = threading.Lock()
         self._is_new = True

@@ -5,12 +5,17 @@ Functions here act on a connection. Those that need no action on a dialect do no
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BINARY,
+    LargeBinary,
+    Text,
     and_,
     cast,
     delete,
@@ -21,14 +26,15 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy import table as table_clause
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from zoho_orm_store.errors import ConfigurationError
+from zoho_orm_store.errors import ConfigurationError, DatabaseTimeoutError, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import ColumnElement, Connection, Insert, Result, Select, Table
     from sqlalchemy.sql.compiler import SQLCompiler
@@ -36,21 +42,29 @@ if TYPE_CHECKING:
 __all__ = [
     "MYSQL_FAMILY",
     "check_dialect",
+    "check_text_is_kept",
     "commit_schema_change",
+    "convert_old_storage",
+    "creation_schema",
+    "dependent_objects",
     "empty_write_ahead_log",
     "equals_exactly",
+    "equals_in_any_collation",
     "has_row_locks",
     "insert_unless_present",
     "is_in_autocommit",
     "leave_autocommit",
     "limit_lock_wait",
     "lock_rows",
+    "lock_rows_by_index",
     "overwriting_deleted_values",
     "prepare_to_write",
     "schema_locked",
+    "schema_of_visible",
     "server_clock",
     "server_time",
     "take_write_lock",
+    "views_ignored",
 ]
 
 MYSQL_FAMILY = ("mysql", "mariadb")
@@ -58,6 +72,11 @@ _SUPPORTED = ("sqlite", "postgresql", *MYSQL_FAMILY)
 _SCHEMA_LOCK = 0x5A6F686F
 _MYSQL_SCHEMA_LOCK = f"zoho_orm_store_{_SCHEMA_LOCK}"
 _LOCK_WAIT = "zoho_orm_store_lock_wait"
+
+_LONGEST_WAIT = 30.0
+_POLL = 0.005
+"""Seconds of one attempt to take SQLite's write lock, in which SQLite asks for it four times."""
+_NO_SUCH_INDEX = 1176
 
 
 def check_dialect(name: str) -> None:
@@ -102,6 +121,65 @@ def _compile_equality_on_mysql(
     column, value = element.clauses
     exact = and_(column == value, cast(column, BINARY) == cast(value, BINARY))
     return f"({compiler.process(exact, **options)})"
+
+
+class equals_in_any_collation(FunctionElement[bool]):  # noqa: N801 - it is used like a function
+    """That a column of any text type equals a value, byte for byte, whatever its collation.
+
+    A project's own column may ignore case: ``NOCASE`` on SQLite, ``citext`` on PostgreSQL.
+    """
+
+    inherit_cache = True
+
+
+@compiles(equals_in_any_collation)
+def _compile_equality_in_any_collation(
+    element: equals_in_any_collation,
+    compiler: SQLCompiler,
+    **options: Any,  # noqa: ANN401
+) -> str:
+    column, value = element.clauses
+    if compiler.dialect.name == "postgresql":
+        exact = cast(column, Text).collate("C") == cast(value, Text).collate("C")
+    elif compiler.dialect.name == "sqlite":
+        exact = cast(column, LargeBinary) == cast(value, LargeBinary)
+    else:
+        exact = cast(column, BINARY) == cast(value, BINARY)
+    return f"({compiler.process(and_(column == value, exact), **options)})"
+
+
+def check_text_is_kept(connection: Connection, table: Table) -> None:
+    """Refuse a MySQL session that stores ``????`` for what a character set cannot hold.
+
+    In strict mode the server itself refuses such a value.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    if connection.dialect.name not in MYSQL_FAMILY:
+        return
+    mode, client = connection.execute(
+        text("SELECT @@SESSION.sql_mode, @@SESSION.character_set_client")
+    ).one()
+    if "STRICT_" in mode:
+        return
+    columns = connection.execute(
+        text(
+            "SELECT column_name FROM information_schema.columns WHERE table_name = :name "
+            "AND table_schema = COALESCE(:schema, DATABASE()) "
+            "AND character_set_name NOT IN ('utf8mb4', 'ascii')"
+        ),
+        {"name": table.name, "schema": table.schema},
+    )
+    narrow = [f"the column {table.name}.{name}" for (name,) in columns]
+    if client != "utf8mb4":
+        narrow.append("the connection")
+    if narrow:
+        raise ConfigurationError(
+            f"The SQL mode is not strict, so the server would store '????' for what the character "
+            f"set of {', '.join(narrow)} cannot hold. Use utf8mb4, or set the SQL mode "
+            "STRICT_ALL_TABLES."
+        )
 
 
 # -- Writing --------------------------------------------------------------------------------------
@@ -154,21 +232,55 @@ def take_write_lock(connection: Connection, table: Table) -> None:
         connection.execute(delete(table).where(false()))
 
 
-def prepare_to_write(connection: Connection, longest_wait: float | None) -> None:
+def prepare_to_write(
+    connection: Connection, longest_wait: float | None, *, polls: bool = False
+) -> None:
     """Make a new transaction ready to write.
 
     On SQLite it takes the write lock, so that schema changes are part of the transaction too.
 
     Args:
         connection: A connection in the new transaction.
-        longest_wait: How long `limit_lock_wait` lets statements wait, in seconds.
+        longest_wait: How long statements wait for locks, in seconds. On PostgreSQL it takes effect
+            with `limit_lock_wait`.
+        polls: Whether to ask for SQLite's write lock again and again. This sets the busy timeout
+            of the connection.
     """
     if connection.dialect.name == "sqlite":
-        if not getattr(connection.connection.driver_connection, "in_transaction", False):
+        if getattr(connection.connection.driver_connection, "in_transaction", False):
+            return
+        if polls:
+            _poll_for_write_lock(connection, longest_wait or _LONGEST_WAIT)
+        else:
             connection.execute(text("BEGIN IMMEDIATE"))
     elif longest_wait is not None and connection.dialect.name == "postgresql":
         milliseconds = f"{max(1, round(longest_wait * 1000))}ms"
         connection.execution_options(**{_LOCK_WAIT: milliseconds})
+
+
+def _poll_for_write_lock(connection: Connection, longest_wait: float) -> None:
+    """Take SQLite's write lock, at the first of many short attempts that succeeds.
+
+    SQLite itself pauses for up to 100 milliseconds between two attempts. Among several busy
+    processes, one that pauses would wait until its timeout, while the others take turns.
+    """
+    started, waited = monotonic(), 0.0
+    _set_busy_timeout(connection, _POLL)
+    for attempt in count(1):
+        try:
+            connection.execute(text("BEGIN IMMEDIATE"))
+            break
+        except exc.OperationalError as error:
+            # A test may have stopped the clock.
+            waited = max(monotonic() - started, attempt * _POLL)
+            if waited >= longest_wait or "locked" not in str(error.orig):
+                raise
+    _set_busy_timeout(connection, longest_wait - waited)
+
+
+def _set_busy_timeout(connection: Connection, seconds: float) -> None:
+    milliseconds = max(1, round(seconds * 1000))
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def limit_lock_wait(connection: Connection) -> None:
@@ -187,6 +299,34 @@ def lock_rows(
         # PostgreSQL evaluates this for each row that it finds, before it locks the row.
         statement = statement.where(func.set_config("lock_timeout", limit, True).is_not(None))
     return connection.execute(statement, parameters)
+
+
+def lock_rows_by_index(
+    connection: Connection,
+    statement: Select[Any],
+    parameters: Mapping[str, Any],
+    table: Table,
+    column: str,
+) -> Result[Any]:
+    """Run a ``SELECT ... FOR UPDATE`` through the index on a column.
+
+    Without being told, MySQL and MariaDB read, and therefore lock, every row of a small table.
+    """
+    if connection.dialect.name in MYSQL_FAMILY:
+        hint = _index_hint(table, column)
+        hinted = statement.with_hint(table, hint, "mysql").with_hint(table, hint, "mariadb")
+        try:
+            return connection.execute(hinted, parameters)
+        except exc.DBAPIError as error:
+            # A project's own migration may have named the index otherwise than its model does.
+            if error.orig is None or error.orig.args[:1] != (_NO_SUCH_INDEX,):
+                raise
+    return connection.execute(statement, parameters)
+
+
+def _index_hint(table: Table, column: str) -> str:
+    names = [index.name for index in table.indexes if index.columns.keys() == [column]]
+    return f"FORCE INDEX (`{names[0]}`)" if names else ""
 
 
 def is_in_autocommit(connection: Connection) -> bool:
@@ -213,17 +353,24 @@ def schema_locked(connection: Connection) -> Iterator[None]:
     """Wait until no other process changes the schema, and keep others waiting.
 
     PostgreSQL's lock ends with the transaction; a SQLite transaction has locked the file.
+
+    Raises:
+        DatabaseTimeoutError: Another process has been changing the schema for ten minutes.
     """
     is_mysql = connection.dialect.name in MYSQL_FAMILY
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-    elif is_mysql:
-        connection.execute(select(func.get_lock(_MYSQL_SCHEMA_LOCK, 600)))
+    elif is_mysql and not connection.scalar(select(func.get_lock(_MYSQL_SCHEMA_LOCK, 600))):
+        raise DatabaseTimeoutError("Another process has been changing the tables for ten minutes.")
     try:
         yield
-    finally:
+    except BaseException:
         if is_mysql:
-            connection.execute(select(func.release_lock(_MYSQL_SCHEMA_LOCK)))
+            with suppress(Exception):  # A lost connection has released the lock.
+                connection.execute(select(func.release_lock(_MYSQL_SCHEMA_LOCK)))
+        raise
+    if is_mysql:
+        connection.execute(select(func.release_lock(_MYSQL_SCHEMA_LOCK)))
 
 
 def commit_schema_change(connection: Connection) -> None:
@@ -233,6 +380,124 @@ def commit_schema_change(connection: Connection) -> None:
     """
     if connection.dialect.name in MYSQL_FAMILY:
         connection.execute(text("COMMIT"))
+
+
+def creation_schema(connection: Connection) -> str | None:
+    """The schema in which PostgreSQL makes a table that is named without one.
+
+    PostgreSQL looks for tables in every schema of the search path, and so finds another tenant's.
+
+    Returns:
+        The schema; ``None`` on a database that does not search in several.
+
+    Raises:
+        SchemaError: The first schema of the search path does not exist. PostgreSQL would use the
+            next one, which may be another tenant's.
+    """
+    if connection.dialect.name != "postgresql":
+        return None
+    row = connection.execute(_SEARCH_PATH).one()
+    listed = [
+        quoted.replace('""', '"') or plain.lower() for quoted, plain in _NAMES.findall(row.path)
+    ]
+    expected = [name for name in listed if name != "$user"][:1]
+    schema: str | None = row.current
+    if [schema] == expected or ("$user" in listed[:1] and schema == row.user):
+        return schema
+    missing = repr(expected[0]) if expected else "its first schema"
+    raise SchemaError(
+        f"The search_path of this connection is {row.path!r}, but {missing} does not exist, or "
+        "this database user has no right to use it. Create it with CREATE SCHEMA, or allow its "
+        "use with GRANT USAGE ON SCHEMA."
+    )
+
+
+_SEARCH_PATH = text(
+    "SELECT current_schema() AS current, current_setting('search_path') AS path, "
+    "current_user AS user"
+)
+_NAMES = re.compile(r'"((?:[^"]|"")*)"|([^\s,"]+)')
+
+
+def schema_of_visible(connection: Connection, table: str) -> str | None:
+    """The schema of the table that PostgreSQL's search path finds for a name."""
+    if connection.dialect.name != "postgresql":
+        return None
+    found: str | None = connection.scalar(_VISIBLE, {"table": table})
+    return found
+
+
+_VISIBLE = text(
+    "SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+    "WHERE pg_class.oid = to_regclass(:table)"
+)
+
+
+def dependent_objects(
+    connection: Connection, table: str, schema: str | None, columns: Iterable[str]
+) -> list[str]:
+    """The views, policies and triggers that keep PostgreSQL from changing columns' types.
+
+    Returns:
+        Descriptions such as ``"view reports.tokens"``. Empty on other databases, which change the
+        columns nevertheless.
+    """
+    if connection.dialect.name != "postgresql":
+        return []
+    parameters = {"table": table, "schema": schema, "columns": list(columns)}
+    found = connection.scalars(_DEPENDENTS, parameters)
+    return [description.removeprefix("rule _RETURN on ") for description in found]
+
+
+_DEPENDENTS = text(
+    "SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0) AS description FROM pg_depend d "
+    "JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid "
+    "WHERE d.refclassid = 'pg_class'::regclass AND d.classid IN ('pg_rewrite'::regclass, "
+    "'pg_policy'::regclass, 'pg_trigger'::regclass) AND c.relname = :table "
+    "AND n.nspname = :schema AND a.attname = ANY(:columns) ORDER BY description"
+)
+
+
+@contextmanager
+def views_ignored(connection: Connection) -> Iterator[None]:
+    """Let SQLite replace a table on which views depend.
+
+    To change a column, Alembic drops the table and renames its copy, which SQLite otherwise
+    refuses while a view names the table.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    before = connection.scalar(text("PRAGMA legacy_alter_table"))
+    connection.execute(text("PRAGMA legacy_alter_table = ON"))
+    try:
+        yield
+    finally:
+        connection.execute(text(f"PRAGMA legacy_alter_table = {before or 0:d}"))
+
+
+def convert_old_storage(connection: Connection, table: str, schema: str | None) -> None:
+    """On MySQL and MariaDB, give a table InnoDB and a row format that allows our indexes.
+
+    MyISAM has no transactions. It and the row formats of old InnoDB tables limit an index to 1000
+    or 767 bytes, and an id may have 1020.
+    """
+    if connection.dialect.name not in MYSQL_FAMILY:
+        return
+    storage = connection.execute(_STORAGE, {"table": table, "schema": schema}).one()
+    engine, row_format = storage.engine.lower(), (storage.row_format or "").lower()
+    if engine != "innodb" or row_format not in ("dynamic", "compressed"):
+        name = connection.dialect.identifier_preparer.format_table(
+            table_clause(table, schema=schema)
+        )
+        connection.execute(text(f"ALTER TABLE {name} ENGINE=InnoDB, ROW_FORMAT=DYNAMIC"))
+
+
+_STORAGE = text(
+    "SELECT engine AS engine, row_format AS row_format FROM information_schema.tables "
+    "WHERE table_schema = coalesce(:schema, database()) AND table_name = :table"
+)
 
 
 # -- Old values in a SQLite file ------------------------------------------------------------------

@@ -5,14 +5,30 @@ Parameters for a column carry its name. The digest column of a field is its para
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import (
+    DateTime,
+    String,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.types import NullType
 
 from zoho_orm_store._matching import Lookup
 from zoho_orm_store._secrets import MARK, prefix_of
-from zoho_orm_store._sql.dialects import equals_exactly
+from zoho_orm_store._sql.dialects import equals_exactly, equals_in_any_collation
 from zoho_orm_store.records import DIGESTS, FIELDS, SECRETS
 
 if TYPE_CHECKING:
@@ -24,6 +40,7 @@ RECORD_COLUMNS = (*FIELDS, "created_at", "updated_at")
 """The columns of a `TokenRecord`, in the order of its fields."""
 
 _KEY_PREFIX_LENGTH = 80
+_FIRST_TIME = datetime.min
 
 
 @cache
@@ -43,16 +60,19 @@ class TokenStatements:
     def __init__(self, table: Table, scope_columns: tuple[str, ...]) -> None:
         self._columns = columns = table.c
         self._table = table
-        self._in_scope = [columns[name] == bindparam(f"scope_{name}") for name in scope_columns]
+        self._in_scope = [_has_value(columns[name], f"scope_{name}") for name in scope_columns]
         self._has_id = equals_exactly(columns.id, bindparam("row_id", type_=columns.id.type))
         identity = columns.identity == bindparam("identity")
-        rows = select(*(columns[name] for name in RECORD_COLUMNS)).where(*self._in_scope)
+        selected = (_as_stored(columns[name]) for name in RECORD_COLUMNS)
+        rows = select(*selected).where(*self._in_scope)
 
         self.rows = rows
         self.by_id = rows.where(self._has_id)
-        self.lock_by_id = self.by_id.with_for_update()
-        self.lock_by_identity = rows.where(identity).with_for_update()
-        self.lock_absorbed = self._absorbed(identity)
+        self.lock_by_id = self.by_id.add_columns(
+            self._is_tied(), columns.identity
+        ).with_for_update()
+        self.by_identity = rows.where(identity)
+        self.lock_by_identity = self.by_identity.with_for_update()
         self.update = update(table).where(self._has_id, *self._in_scope)
         self.delete = delete(table).where(self._has_id, *self._in_scope)
         self.delete_all = delete(table).where(*self._in_scope)
@@ -61,16 +81,45 @@ class TokenStatements:
             *(func.substr(columns[name], 1, _KEY_PREFIX_LENGTH) for name in SECRETS)
         ).where(*self._in_scope)
 
-    def _absorbed(self, has_identity: ColumnElement[bool]) -> Select[Any]:
-        """The other rows that turn out to be the row ``row_id``: see `is_absorbed`."""
-        columns = self._columns
-        has_refresh_token = and_(
-            self._equals("refresh_digest"),
-            columns.user_digest.is_(None),
-            or_(columns.client_digest.is_(None), self._equals("client_digest")),
+    def _is_tied(self) -> ColumnElement[bool]:
+        """Whether another row may turn out to be the same token as the selected one.
+
+        It locks no row, and reads only those with the same refresh digest, of which the scope is a
+        part.
+        """
+        columns, other = self._columns, self._table.alias("other").c
+        return (
+            exists()
+            .where(
+                other.refresh_digest == columns.refresh_digest,
+                other.identity != columns.identity,
+                _one_lacks(columns.user_digest, other.user_digest),
+                or_(
+                    _one_lacks(columns.client_digest, other.client_digest),
+                    columns.client_digest == other.client_digest,
+                ),
+            )
+            .correlate(self._table)
+            .label("is_tied")
         )
-        others = self.rows.where(~self._has_id, or_(has_identity, has_refresh_token))
-        return others.order_by(columns.updated_at, columns.id).with_for_update()
+
+    @cache
+    def lock_refresh_token(self, *, user: bool, client: bool) -> Select[Any]:
+        """The rows that hold a refresh token, but for those of other users and clients.
+
+        Args:
+            user: Whether the asked token knows its user.
+            client: Whether the asked token knows its client.
+        """
+        conditions = [self._equals("refresh_digest")]
+        if user:
+            # MariaDB must not use the users' index, in which it would lock all rows without user.
+            stored_user = self._columns.user_digest
+            asked_user = bindparam("user_digest", type_=stored_user.type)
+            conditions.append(func.coalesce(stored_user, asked_user) == asked_user)
+        if client:
+            conditions.append(self._agrees("client_digest"))
+        return self.rows.where(*conditions).with_for_update()
 
     @cache
     def by_lookup(self, lookup: Lookup, *, user: bool, client: bool) -> Select[Any]:
@@ -132,7 +181,11 @@ class TokenStatements:
         """
         columns, useless = self._columns, []
         if idle:
-            useless.append(columns.updated_at < bindparam("saved_before"))
+            # SQLite sorts numbers before text, and text that is not a time anywhere.
+            is_time = cast(columns.updated_at, String).like("____-__-__%")
+            useless.append(
+                and_(is_time, columns.updated_at.between(_FIRST_TIME, bindparam("saved_before")))
+            )
         if stranded:
             useless.append(and_(self._is_expired, columns.refresh_digest.is_(None)))
         return delete(self._table).where(*self._in_scope, or_(*useless))
@@ -221,6 +274,25 @@ class TokenStatements:
                 for each in secrets
             )
         )
+
+
+def _as_stored(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column to select, whose values `read_values` converts one by one.
+
+    SQLAlchemy would read SQLite's text as times, and fail a whole result because of one row.
+    """
+    return type_coerce(column, NullType()) if isinstance(column.type, DateTime) else column
+
+
+def _one_lacks(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[bool]:
+    """That one of two texts is NULL, in a form for which no database uses an index."""
+    return (one + other).is_(None)
+
+
+def _has_value(column: ColumnElement[Any], parameter: str) -> ColumnElement[bool]:
+    value = bindparam(parameter, type_=column.type)
+    is_text = issubclass(column.type._type_affinity or String, String)
+    return equals_in_any_collation(column, value) if is_text else column == value
 
 
 def _seen_columns(compare_time: bool) -> tuple[str, ...]:

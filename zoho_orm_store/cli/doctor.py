@@ -11,10 +11,10 @@ import typer
 
 import zoho_orm_store
 from zoho_orm_store.cli.app import Url, app, env_cipher, one_line
+from zoho_orm_store.cli.tokens import reason_left_out
 from zoho_orm_store.errors import (
-    CipherError,
     DatabaseError,
-    UndecryptableTokenError,
+    UnreadableTokenError,
     ZohoOrmStoreError,
 )
 
@@ -107,20 +107,20 @@ def _tokens(database: Database) -> str:
 def _secrets(database: Database) -> str:
     from zoho_orm_store._tokens import TokenOperations
 
-    cipher, undecryptable = env_cipher(), list[UndecryptableTokenError]()
+    cipher, unreadable = env_cipher(), list[UnreadableTokenError]()
 
     def count(connection: Connection) -> tuple[int, dict[str | None, int]]:
-        undecryptable.clear()
+        unreadable.clear()
         repository = zoho_orm_store.TokenRepository(connection, cipher=cipher)
-        readable = sum(1 for _ in repository.stream(on_undecryptable=undecryptable.append))
+        readable = sum(1 for _ in repository.stream(on_undecryptable=unreadable.append))
         operations = TokenOperations.of_model(zoho_orm_store.StoredToken, None, cipher)
         return readable, operations.count_by_key(connection)
 
     readable, counted = database.read(count)
-    if undecryptable:
-        total = len(undecryptable) + readable
-        raise CipherError(
-            f"{len(undecryptable)} of {total} tokens cannot be decrypted. {undecryptable[0]}"
+    if unreadable:
+        total = len(unreadable) + readable
+        raise ZohoOrmStoreError(
+            f"{len(unreadable)} of {total} tokens {reason_left_out(unreadable)}"
         )
     keys = [f"{number} under the key {key}" for key, number in counted.items() if key]
     kinds = ", ".join([*keys, f"{counted.get(None, 0)} in plain text"])

@@ -16,18 +16,22 @@ import typer
 
 import zoho_orm_store
 from zoho_orm_store.cli.app import Progress, Url, Yes, app, ask, env_cipher, open_tables
-from zoho_orm_store.errors import ConfigurationError, UndecryptableTokenError
+from zoho_orm_store.errors import (
+    ConfigurationError,
+    UndecryptableTokenError,
+    UnreadableTokenError,
+)
 from zoho_orm_store.records import SECRETS, mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     from zoho_orm_store import FileStoreFile, TokenRecord, TokenRepository, TokenTable
 
     T = TypeVar("T")
 
-__all__ = ["known_values"]
+__all__ = ["known_values", "reason_left_out"]
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The token's id.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
@@ -51,10 +55,10 @@ def list_tokens(
 
     Each line has the id, user and client, the data centre, how long the access token still lives,
     and when the token was saved (UTC). --json has every value; secrets are masked without
-    --reveal. Exit code 1 means that some tokens cannot be decrypted; --json marks them as
-    undecryptable.
+    --reveal. Exit code 1 means that some tokens cannot be read or decrypted; --json marks them as
+    unreadable or undecryptable.
     """
-    undecryptable: list[UndecryptableTokenError] = []
+    left_out: list[UnreadableTokenError] = []
 
     def print_token(record: TokenRecord, **marks: bool) -> None:
         if as_json:
@@ -62,24 +66,24 @@ def list_tokens(
         else:
             typer.echo(_columns(*_summary(record)))
 
-    def print_undecryptable(error: UndecryptableTokenError) -> None:
-        undecryptable.append(error)
+    def print_left_out(error: UnreadableTokenError) -> None:
+        left_out.append(error)
         if error.record is not None:
-            print_token(error.record, undecryptable=True)
+            is_encrypted = isinstance(error, UndecryptableTokenError)
+            print_token(error.record, **{"undecryptable" if is_encrypted else "unreadable": True})
 
     def print_all(repository: TokenRepository) -> None:
         if not as_json:
             typer.echo(_columns("ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"))
         for record in repository.stream(
-            user_name=user, client_id=client, expired=expired, on_undecryptable=print_undecryptable
+            user_name=user, client_id=client, expired=expired, on_undecryptable=print_left_out
         ):
             print_token(record)
 
     # Nothing can unprint a line, so a lost connection ends the list instead of starting it again.
     _run(url, print_all, retry_for=0)
-    if undecryptable:
-        number = len(undecryptable)
-        typer.echo(f"{number} of them cannot be decrypted. {undecryptable[0]}", err=True)
+    if left_out:
+        typer.echo(f"{len(left_out)} of them {reason_left_out(left_out)}", err=True)
         raise typer.Exit(1)
 
 
@@ -207,12 +211,18 @@ def known_values(record: TokenRecord, *, reveal: bool = False) -> dict[str, Any]
     return known
 
 
-def _existing(url: str, id_: str) -> tuple[TokenRecord, UndecryptableTokenError | None]:
-    """A token, and the error if its secrets cannot be decrypted."""
+def reason_left_out(errors: Sequence[UnreadableTokenError]) -> str:
+    """Say what cannot be done with some tokens, and why not with the first one."""
+    are_encrypted = all(isinstance(error, UndecryptableTokenError) for error in errors)
+    return f"cannot be {'decrypted' if are_encrypted else 'read'}. {errors[0]}"
+
+
+def _existing(url: str, id_: str) -> tuple[TokenRecord, UnreadableTokenError | None]:
+    """A token, and the error if it cannot be read or decrypted."""
     record: TokenRecord | None
     try:
         record, problem = _run(url, zoho_orm_store.TokenRepository.get, id_), None
-    except UndecryptableTokenError as error:
+    except UnreadableTokenError as error:
         record, problem = error.record, error
     if record is None:
         raise ConfigurationError(f"There is no token with the id {id_!r}.")
