@@ -7,11 +7,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from alembic import context
+from alembic.util import CommandError
 
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._schema import VERSION_TABLE, fixed_schema
 from zoho_orm_store._sql.dialects import commit_schema_change, schema_locked
-from zoho_orm_store.errors import ConfigurationError
+from zoho_orm_store.errors import ConfigurationError, ZohoOrmStoreError
 from zoho_orm_store.models import metadata
 
 if TYPE_CHECKING:
@@ -65,8 +66,12 @@ def run_offline() -> None:
         context.run_migrations()
 
 
-if context.is_offline_mode():
-    run_offline()
-else:
-    with closing(open_database(url())) as database:
-        database.write(run_online)
+try:
+    if context.is_offline_mode():
+        run_offline()
+    else:
+        with closing(open_database(url())) as database:
+            database.write(run_online)
+except ZohoOrmStoreError as error:
+    # Alembic prints it on one line, and no traceback.
+    raise CommandError(str(error)) from None

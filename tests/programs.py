@@ -28,11 +28,21 @@ PG_CTL = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reve
 """The program that starts a PostgreSQL server, which is in no PATH on Debian."""
 
 
+_SERVERS_PATH = os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"])
+
+MARIADBD = shutil.which("mariadbd", path=_SERVERS_PATH)
+
+GALERA = Path("/usr/lib/galera/libgalera_smm.so")
+"""The library that makes a MariaDB server a node of a cluster."""
+
+
 def _why_absent() -> Iterator[tuple[str, str]]:
     if PGBOUNCER is None:
         yield "pgbouncer", "it is not installed (apt-get install pgbouncer)."
     if PG_CTL is None:
         yield "pg_ctl", "PostgreSQL is not installed on this machine (apt-get install postgresql)."
+    if MARIADBD is None or not GALERA.exists() or shutil.which("rsync") is None:
+        yield "galera", "it is not installed (apt-get install mariadb-server galera-4 rsync)."
     if not (SCRIPTS / "uwsgi").exists():
         yield "uwsgi", "it is not installed (pip install pyuwsgi)."
     if not (SCRIPTS / "gunicorn").exists() or importlib.util.find_spec("gevent") is None:

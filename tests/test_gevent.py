@@ -38,7 +38,7 @@ soak = pytest.mark.soak
 
 @pytest.fixture(scope="module")
 def zoho():
-    with LoopbackZoho(max_refreshes=None, max_refresh_tokens=None, delay=0.8) as zoho:
+    with LoopbackZoho(max_refreshes=None, max_refresh_tokens=None, delay=1) as zoho:
         yield zoho
 
 
@@ -60,26 +60,24 @@ SERVERS = {
     "2 workers": (2, ()),
     "1 worker, preloaded": (1, ("--preload",)),
 }
-IN_GATE = {
-    "1 worker": ("pysqlite by url", "psycopg by url", "asyncpg by url"),
-    "2 workers, preloaded": (
-        "psycopg by engine",
-        "asyncpg by engine",
-        "psycopg_async by url",
-        "pymysql by url",
-        "asyncmy by url",
-    ),
-}
+IN_GATE = (
+    "pysqlite by url",
+    "psycopg by url",
+    "pymysql by url",
+    "asyncmy by url",
+    "asyncpg by engine",
+)
 
 
-def on_each_server():
-    for server in SERVERS:
-        for way in (*BY_URL, *BY_ENGINE):
-            marks = () if way in IN_GATE.get(server, ()) else (soak,)
-            yield pytest.param(server, way, marks=marks, id=f"{server}, {way}")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(
+    scope="module",
+    params=[
+        "1 worker",
+        "2 workers, preloaded",
+        pytest.param("2 workers", marks=soak),
+        pytest.param("1 worker, preloaded", marks=soak),
+    ],
+)
 def server(request, databases, zoho, tmp_path_factory):
     """A server whose stores were used when it imported the application.
 
@@ -98,7 +96,10 @@ def server(request, databases, zoho, tmp_path_factory):
         yield server
 
 
-@pytest.mark.parametrize(("server", "way"), [*on_each_server()], indirect=["server"])
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=() if way in IN_GATE else soak) for way in (*BY_URL, *BY_ENGINE)],
+)
 def test_an_expired_token_is_refreshed_once_and_others_go_on_H5(server, databases, zoho, way):
     expired = store_expired(databases[DRIVERS[way.partition(" ")[0]]], zoho)
     zoho.reset_counts()
@@ -114,11 +115,10 @@ def test_an_expired_token_is_refreshed_once_and_others_go_on_H5(server, database
     assert (zoho.counts.refreshes, zoho.counts.refused) == (1, 0)
     assert len(pings) >= 4
     assert {ping.pid for ping in pings} >= {answer.pid for answer in answers}
-    assert max(ping.seconds for ping in pings) < 0.5, "others were blocked"
+    assert max(ping.seconds for ping in pings) < 0.7, "others were blocked"
     record("a token expires under gevent", way.split()[0], len(answers), "refreshed once")
 
 
-@pytest.mark.parametrize("server", ["1 worker", "2 workers, preloaded"], indirect=True)
 @pytest.mark.parametrize("way", REFUSED)
 def test_aiosqlite_is_refused_and_the_message_says_what_to_use_H5(server, way):
     refused = server.get("/refused", store=way)

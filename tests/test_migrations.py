@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import logging
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
+from zoho_orm_store._digests import digests_of
 from zoho_orm_store._schema import NEWEST_REVISION
 from zoho_orm_store._sdk.conversion import SDKException
 
@@ -280,27 +282,185 @@ def test_a_table_that_is_not_the_sdks_is_refused_and_left_alone(empty_database, 
     assert provision.current(empty_database) is None
 
 
-def test_a_run_that_was_cut_short_can_be_repeated(empty_database, sdk_table, monkeypatch):
+@pytest.mark.parametrize("number", [1, 3, 6])
+def test_a_run_that_was_cut_short_can_be_repeated(empty_database, sdk_table, number):
+    """At one of the statements that change the table."""
+
     class KilledError(Exception):
         pass
 
-    digest, calls = hashlib.sha256, []
+    seen = []
 
-    def fail_late(data):
-        calls.append(data)
-        if len(calls) == 30:
-            raise KilledError
-        return digest(data)
+    def fail_late(connection, cursor, statement, parameters, context, executemany):
+        if re.match(r"\s*(UPDATE|ALTER|DELETE|CREATE|INSERT|DROP)", statement):
+            seen.append(statement)
+            if len(seen) == number + 2:
+                raise KilledError
 
-    with monkeypatch.context() as patched:
-        patched.setattr(hashlib, "sha256", fail_late)
+    event.listen(Engine, "before_cursor_execute", fail_late)
+    try:
         with pytest.raises(KilledError):
             provision.upgrade(empty_database)
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail_late)
     provision.upgrade(empty_database)
     provision.check(empty_database)
     assert len(tokens_by_id(empty_database)) == 9
     alembic("check", url=empty_database)
     record("a migration is cut short", empty_database, 1, "the next one ended it, 0 tokens lost")
+
+
+def test_every_digest_is_what_a_store_looks_for(empty_database, behind):
+    """Each database computes them in its own way."""
+    behind(SAMPLE_DDL)
+    values = ["", None, "a", "A ", "josé", "日本語", "🔑", "it's 100% \"q\\", "1:2", " ", "x" * 200]
+    names = ("user_name", "client_id", "refresh_token", "access_token", "grant_token")
+    rows = [
+        {"id": str(number), "expiry": str(number)}
+        | {name: values[number * step % 11] for step, name in enumerate(names, 1)}
+        for number in range(1, 30)
+    ]
+    behind(
+        f"INSERT INTO oauthtoken (id, {', '.join(names)}, expiry_time) "
+        f"VALUES (:id, {', '.join(f':{name}' for name in names)}, :expiry)",
+        rows,
+    )
+    provision.upgrade(empty_database)
+    with SQLAlchemyTokenStore(empty_database) as store, store.transaction() as tokens:
+        for stored in tokens.list():
+            columns = ", ".join(digests_of(stored))
+            found = behind(f"SELECT {columns} FROM oauthtoken WHERE id = :id", {"id": stored.id})
+            assert found == [tuple(digests_of(stored).values())]
+
+
+def test_the_number_of_adopted_tokens_is_reported(empty_database, sdk_table, caplog):
+    with caplog.at_level(logging.INFO, "zoho_orm_store"):
+        assert provision.upgrade(empty_database) == 9
+        assert provision.upgrade(empty_database) == 0
+    infos = [(r.name, r.getMessage()) for r in caplog.records if r.levelno == logging.INFO]
+    adopted = "Adopted the 9 tokens of the SDK's table oauthtoken."
+    assert [each for each in infos if each[0].startswith("zoho")] == [("zoho_orm_store", adopted)]
+
+
+@on_empty_sqlite
+def test_new_tables_adopt_nothing(empty_database, caplog):
+    with caplog.at_level(logging.INFO, "zoho_orm_store"):
+        assert provision.upgrade(empty_database) == 0
+    assert "Adopted" not in caplog.text
+
+
+@on_empty_sqlite
+def test_adoption_does_not_take_a_statement_per_token(empty_database, behind):
+    def statements(number):
+        behind("DROP TABLE IF EXISTS zoho_orm_store_version")
+        behind("DROP TABLE IF EXISTS oauthtoken_refresh_lease")
+        behind("DROP TABLE IF EXISTS oauthtoken")
+        behind(SAMPLE_DDL)
+        # Each token is in the table twice.
+        rows = [{"id": str(n), "user": f"u{n // 2}", "access": f"a{n}"} for n in range(2 * number)]
+        behind(
+            "INSERT INTO oauthtoken (id, user_name, access_token) VALUES (:id, :user, :access)",
+            rows,
+        )
+        with statements_counted() as counted:
+            provision.upgrade(empty_database)
+        return len(counted)
+
+    assert statements(240) == statements(20)
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_a_store_recognizes_a_table_to_adopt(empty_database, behind, number):
+    behind(SAMPLE_DDL)
+    for id_ in range(number):
+        behind(f"INSERT INTO oauthtoken (id, user_name, access_token) VALUES ({id_}, '{id_}', 'a')")
+    tokens = "1 token" if number == 1 else "12 tokens"
+    message = rf"is the Zoho SDK's own, with {tokens}\. The upgrade adopts it.* back it up\."
+    with pytest.raises(SchemaError, match=message):
+        provision.check(empty_database)
+    with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+        with pytest.raises(SDKException, match=message):
+            store.find_token_by_id("1")
+        assert provision.upgrade(empty_database) == number
+        assert len(store.get_tokens()) == number
+    provision.downgrade(empty_database)
+    with pytest.raises(SchemaError, match=message):
+        provision.check(empty_database)
+
+
+def adopt(empty_database, behind, rows):
+    behind(SAMPLE_DDL)
+    names = ("id", "user_name", "client_id", "refresh_token", "access_token", "expiry_time")
+    behind(
+        f"INSERT INTO oauthtoken ({', '.join(names)}) VALUES (:a, :b, :c, :d, :e, :f)",
+        [dict(zip("abcdef", row, strict=True)) for row in rows],
+    )
+    provision.upgrade(empty_database)
+    return tokens_by_id(empty_database)
+
+
+class TestRowsThatAreOneToken:
+    def test_a_row_without_user_joins_the_users_own_E4(self, empty_database, behind, caplog):
+        tokens = adopt(
+            empty_database,
+            behind,
+            [
+                ("1", "u", "c", "r", "old", "5"),
+                ("2", None, "c", "r", "new", "9"),
+                ("3", "", None, "r", "older", "4"),
+            ],
+        )
+        expected = {"user_name": "u", "client_id": "c", "refresh_token": "r"}
+        assert tokens == {"1": expected | {"access_token": "new", "expiry_time": 9}}
+        assert "with id '1', was kept, and those with the ids '3', '2' were dropped" in caplog.text
+        assert "new" not in caplog.text
+        with SQLAlchemyTokenStore(empty_database, create_schema=False) as store:
+            asked = make_token(refresh_token="r", client_id="c", client_secret="s")
+            assert store.find_token(asked).get_id() == "1"
+
+    @on_empty_sqlite
+    def test_of_several_users_the_newest_gets_it(self, empty_database, behind):
+        rows = [
+            ("1", "u", "c", "r", "a1", "7"),
+            ("2", "v", "c", "r", "a2", "8"),
+            ("3", None, "c", "r", "a3", "9"),
+        ]
+        tokens = adopt(empty_database, behind, rows)
+        assert {id_: token["access_token"] for id_, token in tokens.items()} == {
+            "1": "a1",
+            "2": "a3",
+        }
+
+    @on_empty_sqlite
+    def test_a_row_that_only_lacks_the_client(self, empty_database, behind):
+        rows = [("1", None, None, "r", "a1", "9"), ("2", None, "c", "r", "a2", "8")]
+        tokens = adopt(empty_database, behind, rows)
+        assert {i: (t["client_id"], t["access_token"]) for i, t in tokens.items()} == {
+            "2": ("c", "a1")
+        }
+
+    @on_empty_sqlite
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            [("1", "u", "c", "r", "a1", "5"), ("2", None, "d", "r", "a2", "9")],
+            [("1", "u", None, "r", "a1", "5"), ("2", None, "d", "r", "a2", "9")],
+            [("1", "u", "c", "r", "a1", "5"), ("2", "v", "c", "r", "a2", "9")],
+            [("1", "u", "c", None, "a1", "5"), ("2", None, "c", None, "a2", "9")],
+            [("1", None, "c", "r", "a1", "5"), ("2", None, "d", "r", "a2", "9")],
+        ],
+    )
+    def test_others_stay_apart_B6_B10(self, empty_database, behind, rows):
+        assert list(adopt(empty_database, behind, rows)) == ["1", "2"]
+
+    def test_many_of_them(self, empty_database, behind):
+        rows = []
+        for number in range(600):
+            rows.append((f"{number}", f"u{number}", "c", f"r{number}", f"a{number}", "5"))
+            rows.append((f"1{number:03}", None, "c", f"r{number}", f"b{number}", "9"))
+        tokens = adopt(empty_database, behind, rows)
+        assert len(tokens) == 600
+        assert all(tokens[str(n)]["access_token"] == f"b{n}" for n in range(600))
 
 
 def test_more_rows_than_two_batches_are_converted(empty_database, behind):

@@ -11,6 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -463,6 +465,25 @@ class TestAFileThatIsReplaced:
 def test_a_database_in_memory_stays(name):
     with SQLAlchemyTokenStore(name) as store:
         store.save_token(numbered(1))
+        assert ids(store.get_tokens()) == ["1"]
+
+
+def test_a_read_that_waited_for_other_threads_ends_in_time(path):
+    with SQLAlchemyTokenStore(f"sqlite:///{path}", timeout=1.0) as store:
+        assert ids(store.get_tokens()) == ["1"]
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+
+        def wait(delay):
+            time.sleep(delay)
+            started = time.monotonic()
+            with pytest.raises(SDKException):
+                store.find_token_by_id("1")
+            return time.monotonic() - started
+
+        with ThreadPoolExecutor(2) as pool:
+            assert max(pool.map(wait, (0, 0.2))) < 1.5
+        other.close()
         assert ids(store.get_tokens()) == ["1"]
 
 

@@ -91,6 +91,6 @@ def application(environ, start_response):
     try:
         answer = {"answer": function[environ["PATH_INFO"]](**query)}
     except BaseException as error:  # noqa: BLE001 - reported, whatever it is
-        answer = {"error": f"{error!s:.300}", "traceback": traceback.format_exc()}
+        answer = {"error": f"{error}\n{traceback.format_exc()}"}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(answer | {"pid": os.getpid()}).encode()]

@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import column, inspect, select, table
+from sqlalchemy import column, func, inspect, select, table
 
 from zoho_orm_store._sql.dialects import creation_schema, schema_of_visible
 from zoho_orm_store.errors import SchemaError
@@ -21,6 +21,7 @@ __all__ = [
     "VERSION_TABLE",
     "check_revision",
     "describe",
+    "describe_found",
     "fixed_schema",
     "missing_leases",
     "missing_privilege",
@@ -36,6 +37,11 @@ NEWEST_REVISION = "zoho_orm_store_0002"
 """The revision that this package works with. Later ones sort after it."""
 
 _TOKENS, _LEASES = "oauthtoken", "oauthtoken_refresh_lease"
+
+_COLUMNS_OF_EVERY_SDK = frozenset(
+    {"id", "client_id", "refresh_token", "access_token", "grant_token", "expiry_time"}
+)
+"""Later releases of the SDK have more."""
 
 _START_AGAIN = (
     f"Drop the table {VERSION_TABLE}, which holds nothing but the revision, and run the upgrade "
@@ -80,7 +86,7 @@ def _translated_schema(connection: Connection) -> str | None:
 
 
 def check_revision(connection: Connection, database: str) -> None:
-    """Refuse tables of another revision, or of another schema than the connection's own.
+    """Refuse tables of another revision, the SDK's own, or those of another schema.
 
     Tables that a project's own migrations made have no revision of ours, and are accepted.
 
@@ -95,6 +101,8 @@ def check_revision(connection: Connection, database: str) -> None:
     found = stored_revision(connection, schema)
     if found not in (None, NEWEST_REVISION):
         raise SchemaError(describe(database, found))
+    if found is None and (number := _tokens_to_adopt(connection, schema)) is not None:
+        raise SchemaError(_adoption(database, number))
     if found is None and _translated_schema(connection) is None:
         elsewhere = schema_of_visible(connection, _TOKENS)
         if elsewhere not in (None, schema):
@@ -126,6 +134,42 @@ def stored_revision(connection: Connection, schema: str | None) -> str | None:
             f"The table {VERSION_TABLE} has {len(found)} rows instead of one. {_START_AGAIN}"
         )
     return found[0] if found else None
+
+
+def describe_found(connection: Connection, database: str, found: str | None) -> str:
+    """Like `describe`, and recognize the SDK's own table.
+
+    Args:
+        connection: A connection, in whose transaction the table is read.
+        database: The URL without its password.
+        found: The revision that was found; ``None`` if there is none.
+    """
+    if found is None:
+        number = _tokens_to_adopt(connection, table_schema(connection))
+        if number is not None:
+            return _adoption(database, number)
+    return describe(database, found)
+
+
+def _tokens_to_adopt(connection: Connection, schema: str | None) -> int | None:
+    """How many tokens the SDK's own table holds; ``None`` if there is no such table."""
+    inspector = inspect(connection)
+    if not inspector.has_table(_TOKENS, schema=schema):
+        return None
+    present = {each["name"] for each in inspector.get_columns(_TOKENS, schema=schema)}
+    has_user = not present.isdisjoint({"user_name", "user_mail"})
+    if "identity" in present or not has_user or not present >= _COLUMNS_OF_EVERY_SDK:
+        return None
+    return connection.scalar(select(func.count()).select_from(table(_TOKENS, schema=schema)))
+
+
+def _adoption(database: str, number: int) -> str:
+    return (
+        f"The table {_TOKENS!r} in {database} is the Zoho SDK's own, with "
+        f"{number} {'token' if number == 1 else 'tokens'}. The upgrade adopts it: it keeps the "
+        "tokens, and adds the columns that are missing. Stop the programs that write the table "
+        f"with the SDK's store, and back it up. {_upgrade(database)}"
+    )
 
 
 def missing_tables(database: str, reported: str) -> str:

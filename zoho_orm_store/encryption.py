@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from functools import cache
-from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from zoho_orm_store._database.forks import tell_forked_children
+from zoho_orm_store._database.forks import notice_fork, tell_forked_children
 from zoho_orm_store._digests import hash_of
 from zoho_orm_store.errors import (
     CipherError,
@@ -128,11 +128,11 @@ class FernetCipher:
         if problem:
             raise ConfigurationError(problem)
         self._loaded_at = self._asked_at = monotonic()
-        self._lock = Lock()
+        self._lock = threading.Lock()
         tell_forked_children(self)
 
     def _forked(self) -> None:
-        self._lock = Lock()
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         # A traceback may show the cipher of a constructor that has failed.
@@ -170,6 +170,7 @@ class FernetCipher:
 
     def _reloaded_key(self, key_id: str) -> Fernet:
         """Reload the keys and return one; concurrent callers share one reload."""
+        notice_fork()
         with self._lock:
             if key_id not in self._keys:
                 if monotonic() - self._loaded_at > _RELOAD_AFTER:
@@ -181,6 +182,7 @@ class FernetCipher:
     def _look_for_a_new_key(self) -> None:
         """Reload the keys; meanwhile and after a failure, callers use the known ones."""
         self._asked_at = monotonic()
+        notice_fork()
         try:
             with self._lock:
                 self._reload()

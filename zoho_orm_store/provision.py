@@ -28,7 +28,7 @@ from zoho_orm_store._database.errors import our_errors
 from zoho_orm_store._schema import (
     NEWEST_REVISION,
     VERSION_TABLE,
-    describe,
+    describe_found,
     fixed_schema,
     stored_revision,
     table_schema,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy.schema import SchemaItem
 
     from zoho_orm_store._database.engines import Bind
+    from zoho_orm_store.migrations.support import Report
 
 __all__ = [
     "check",
@@ -73,12 +74,17 @@ _PATIENCE = 30.0
 
 
 @our_errors
-def upgrade(bind: Target, revision: str = "head") -> None:
+def upgrade(bind: Target, revision: str = "head") -> int:
     """Make or upgrade the tables. A table of the SDK's own stores is adopted with its tokens.
+
+    Back such a table up first.
 
     Args:
         bind: The database.
         revision: The revision to upgrade to; by default the newest.
+
+    Returns:
+        How many tokens of the SDK's table were adopted; the log, at the level INFO, says it too.
 
     Raises:
         SchemaError: A table ``oauthtoken`` exists that is not the Zoho SDK's, or that cannot be
@@ -86,22 +92,29 @@ def upgrade(bind: Target, revision: str = "head") -> None:
         ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    _migrate(bind, ScriptDirectory._upgrade_revs, revision)
+    return _migrate(bind, ScriptDirectory._upgrade_revs, revision).adopted
 
 
 @our_errors
-def downgrade(bind: Target, revision: str = "base") -> None:
+def downgrade(bind: Target, revision: str = "base") -> tuple[tuple[str, str], ...]:
     """Take the schema back. A table that holds tokens is never dropped.
+
+    The SDK's own stores can then go on with the table. They need whole numbers as ids, so every
+    other id is changed.
 
     Args:
         bind: The database.
         revision: The revision to go back to; by default ``base``, before the first.
 
+    Returns:
+        Each id that was changed, and the new one; the log, at the level WARNING, names them too.
+
     Raises:
         ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    _migrate(bind, ScriptDirectory._downgrade_revs, revision)
+    report = _migrate(bind, ScriptDirectory._downgrade_revs, revision)
+    return tuple(report.renumbered.items())
 
 
 @our_errors
@@ -228,27 +241,27 @@ def _read(target: Target, work: Callable[[Connection], T]) -> T:
         return database.read(work)
 
 
-def _migrate(target: Target, steps: _Steps, to: str) -> None:
+def _migrate(target: Target, steps: _Steps, to: str) -> Report:
     if not isinstance(to, str):
         raise ConfigurationError(f"The revision must be a string, not {type(to).__name__}.")
 
-    def work(connection: Connection) -> None:
+    def work(connection: Connection) -> Report:
         with schema_locked(connection):
             with fixed_schema(connection) as schema:
                 found = stored_revision(connection, schema)
                 if found is not None and found not in revisions():
                     raise SchemaError(_describe(connection, found))
                 options = _options(schema, steps, to)
-                _run(MigrationContext.configure(connection, opts=options))
+                report = _run(MigrationContext.configure(connection, opts=options))
             if connection is not target:
                 commit_schema_change(connection)
+        return report
 
     if isinstance(target, Connection):
-        work(target)
-    else:
-        # A large table takes its time, but another process's lock is not waited for forever.
-        with _opened(target, timeout=None) as database:
-            database.write(work)
+        return work(target)
+    # A large table takes its time, but another process's lock is not waited for forever.
+    with _opened(target, timeout=None) as database:
+        return database.write(work)
 
 
 def _options(schema: str | None, steps: _Steps, to: str) -> dict[str, Any]:
@@ -273,11 +286,12 @@ def _options(schema: str | None, steps: _Steps, to: str) -> dict[str, Any]:
     }
 
 
-def _run(context: MigrationContext) -> None:
+def _run(context: MigrationContext) -> Report:
     """Run a context's revisions without an environment of Alembic's, of which a process has one."""
     try:
-        with running(Operations(context)), context.begin_transaction():
+        with running(Operations(context)) as report, context.begin_transaction():
             context.run_migrations()
+        return report
     except CommandError as error:
         raise SchemaError(f"{error}") from None
 
@@ -328,4 +342,4 @@ def _check(connection: Connection) -> None:
 
 
 def _describe(connection: Connection, found: str | None) -> str:
-    return describe(redacted_url(connection.engine.url), found)
+    return describe_found(connection, redacted_url(connection.engine.url), found)

@@ -222,10 +222,12 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         """
         try:
             operations = self._operations_in_scope()
-            self._prepare()
+            self._prepare(self._database.read)
             with self._database.transaction() as run:
                 yield StoreTransaction(run, operations)
         except ZohoOrmStoreError as error:
+            if isinstance(error, SchemaError) and self._create_schema:
+                self._is_new = True  # The next transaction makes the tables first.
             raise without_frames(error)  # noqa: B904 - it must have no cause
 
     @our_errors
@@ -341,7 +343,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return self._read(lambda connection: [*map(token_from, operations.rows(connection))])
 
     def _read(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        timeout = self._prepare() if self._is_new else None
+        timeout = self._prepare(self._database.read) if self._is_new else None
         try:
             return self._database.read(work, *args, timeout=timeout)
         except SchemaError:
@@ -349,7 +351,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return self._database.read(work, *args, timeout=timeout)
 
     def _write(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        timeout = self._prepare() if self._is_new else None
+        # A server that restarts is waited for, also by the first call.
+        timeout = self._prepare(self._database.write) if self._is_new else None
         try:
             return self._database.write(work, *args, timeout=timeout)
         except SchemaError:
@@ -397,8 +400,11 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             return is_url and not has_own_model and self._database.dialect_name == "sqlite"
         return create_schema
 
-    def _prepare(self) -> float:
+    def _prepare(self, run: Callable[..., object]) -> float:
         """Before the first call, make the tables or check them.
+
+        Args:
+            run: Runs the check in the same way as the call.
 
         Returns:
             The seconds that are left to the call.
@@ -413,7 +419,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
                 if self._create_schema:
                     self._make_schema()
                 else:
-                    self._database.read(self._check, timeout=left)
+                    run(self._check, timeout=left)
                 if self._coordinator is not None and self._has_own_models:
                     self._leases.check()
                 self._is_new = False
@@ -431,7 +437,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         if not self._create_schema:
             raise
         self._is_new = True
-        return self._prepare()
+        return self._prepare(self._database.read)
 
     def _make_schema(self) -> None:
         from zoho_orm_store import provision

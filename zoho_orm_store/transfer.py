@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias
@@ -22,7 +22,8 @@ from sqlalchemy import table as table_clause
 
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._database.errors import our_errors
-from zoho_orm_store._matching import lookups_to_save, merged, without_earlier_pair
+from zoho_orm_store._digests import hash_of
+from zoho_orm_store._matching import identity_of, lookups_to_save, merged, without_earlier_pair
 from zoho_orm_store._secrets import PLAIN_TEXT, Secrets
 from zoho_orm_store._tokens import Filters, TokenOperations
 from zoho_orm_store.errors import (
@@ -60,6 +61,8 @@ __all__ = [
 SDK_COLUMNS = tuple(name for name, field in FIELDS.items() if field.sdk_name is not None)
 """The columns of the SDK's own table, in its order. Older tables lack the last one."""
 
+_SDK_LENGTHS = (len(SDK_COLUMNS) - 1, len(SDK_COLUMNS))
+
 FILE_HEADER = tuple("redirect_uri" if name == "redirect_url" else name for name in SDK_COLUMNS)
 """The first line of the SDK's ``FileStore``, which has its own name for the redirect URL."""
 
@@ -73,9 +76,16 @@ _FIRST_HEADER = (
 )
 """The first line of a file of the SDK's first generation, which did not number its tokens."""
 
-Outcome: TypeAlias = Literal["added", "updated", "unchanged", "refused"]
+_HEADER_NAMES = {*FILE_HEADER, *SDK_COLUMNS, *_FIRST_HEADER}
+
+Outcome: TypeAlias = Literal["added", "updated", "unchanged"]
 
 _BATCH = 500
+_MOST_REFUSED = 1000
+_LONGEST_LINE = 2**20
+"""In characters; the longest token that can be stored takes a fraction of it."""
+_NAMED = 100
+"""How many ids one log record names."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,8 @@ class Found:
 class FileStoreFile:
     """A file of the SDK's ``FileStore``, with ten columns or, if it is old, nine or six.
 
+    Its first line may be missing: the number of columns tells the file's age.
+
     Args:
         path: The file, usually ``sdk_tokens.txt``.
     """
@@ -107,27 +119,68 @@ class FileStoreFile:
         """Yield each token, in the order of the lines.
 
         Raises:
-            ConfigurationError: The file cannot be read.
+            ConfigurationError: The file cannot be read, or is not one of the ``FileStore``.
         """
         try:
-            with self._path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                lines = csv.reader(file)
-                is_first_generation = tuple(next(lines, ())) == _FIRST_HEADER
-                while True:
-                    try:
-                        values = next(lines)
-                    except StopIteration:
-                        return
-                    except csv.Error as error:
-                        yield Found(f"line {lines.line_num}", None, f"{error}.")
-                    else:
-                        if values and is_first_generation:
-                            yield _found_in_first_file(f"line {lines.line_num}", values)
-                        elif values:
-                            yield _found(f"line {lines.line_num}", values)
-        except OSError as error:
-            problem = ConfigurationError(f"Cannot read {self._path}: {error.strerror}.")
+            # A byte-order mark is skipped, and bytes that are not UTF-8 are refused line by line.
+            with self._path.open(
+                newline="", encoding="utf-8-sig", errors="surrogateescape"
+            ) as file:
+                yield from self._read(file)
+        except (OSError, ValueError) as error:  # A path that contains NUL is a ValueError.
+            reason = getattr(error, "strerror", None) or error
+            problem = ConfigurationError(f"Cannot read {self._path}: {reason}.")
             raise without_frames(problem) from None
+
+    def _read(self, file: TextIO) -> Iterator[Found]:
+        lines = csv.reader(self._bounded_lines(file))
+        read: Callable[[str, Sequence[str]], Found] | None = None
+        while True:
+            try:
+                values = next(lines)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if read is None:
+                    raise self._is_foreign("its first line cannot be read") from None
+                yield Found(f"line {lines.line_num}", None, f"{error}.")
+                continue
+            if read is None and values:
+                read = self._reader_for(values)
+                if _HEADER_NAMES.issuperset(values):
+                    continue
+            if read is not None and values:
+                yield read(f"line {lines.line_num}", values)
+
+    def _bounded_lines(self, file: TextIO) -> Iterator[str]:
+        while line := file.readline(_LONGEST_LINE):
+            if len(line) == _LONGEST_LINE:
+                raise self._is_foreign(f"a line is longer than {_LONGEST_LINE - 1} characters")
+            yield line
+
+    def _reader_for(self, first: Sequence[str]) -> Callable[[str, Sequence[str]], Found]:
+        """How to read the lines of a file whose first line, a header or a token, is this."""
+        if any("\0" in value for value in first):
+            raise self._is_foreign("its first line is not text in UTF-8")
+        is_first_generation = len(first) == len(_FIRST_HEADER)
+        if not is_first_generation and len(first) not in _SDK_LENGTHS:
+            raise self._is_foreign(
+                f"the number of columns in its first line is {len(first)} instead of ten or nine"
+            )
+        columns = _FIRST_HEADER if is_first_generation else SDK_COLUMNS
+        try:
+            if not _HEADER_NAMES.issuperset(first):
+                parse_expiry(dict(zip(columns, first, strict=False))["expiry_time"])
+        except InvalidTokenError:
+            raise self._is_foreign(
+                "its first line is neither the header nor a token: the expiry time is not a number"
+            ) from None
+        return _found_in_first_file if is_first_generation else _found
+
+    def _is_foreign(self, reason: str) -> ConfigurationError:
+        return without_frames(
+            ConfigurationError(f"{self._path} is not a file of the SDK's FileStore: {reason}.")
+        )
 
 
 class TokenTable:
@@ -192,7 +245,7 @@ class TokenTable:
 
 
 def _found(where: str, values: Sequence[object], secrets: Secrets = PLAIN_TEXT) -> Found:
-    if len(values) not in (len(SDK_COLUMNS) - 1, len(SDK_COLUMNS)):
+    if len(values) not in _SDK_LENGTHS:
         return Found(where, None, f"It has {len(values)} columns instead of ten or nine.")
     fields = dict(zip(SDK_COLUMNS, values, strict=False))
     try:
@@ -221,12 +274,40 @@ class ImportSummary(NamedTuple):
         updated: How many stored tokens got more or newer values.
         unchanged: How many stored tokens got nothing new.
         refused: The place of each token that could not be imported, and why.
+        renumbered: Each id of the source under which the token cannot be found now, and the id
+            that it has instead.
     """
 
     added: int
     updated: int
     unchanged: int
     refused: tuple[str, ...]
+    renumbered: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class _Tally:
+    """What has become of tokens so far."""
+
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+    renumbered: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return self.outcomes.total() + len(self.refused)
+
+    def add(self, other: _Tally) -> None:
+        self.outcomes += other.outcomes
+        self.refused += other.refused
+        self.renumbered |= other.renumbered
+
+    def summary(self) -> ImportSummary:
+        added, updated, unchanged = (
+            self.outcomes[outcome] for outcome in ("added", "updated", "unchanged")
+        )
+        renumbered = tuple(self.renumbered.items())
+        return ImportSummary(added, updated, unchanged, tuple(self.refused), renumbered)
 
 
 class _UndoError(ZohoOrmStoreError):
@@ -268,28 +349,46 @@ def import_tokens(
         DatabaseError: The database refused or lost the operation.
     """
     operations = TokenOperations.of_model(model, scope, cipher)
-    outcomes: list[tuple[Outcome, str]] = []
+    imported = _Tally()
 
-    def save_all(connection: Connection, tokens: Iterable[Found]) -> list[tuple[Outcome, str]]:
-        saved: list[tuple[Outcome, str]] = []
+    def save_all(connection: Connection, tokens: Iterable[Found]) -> _Tally:
+        tally = _Tally()
         for batch in _batches(tokens):
-            saved += [_save(connection, operations, found) for found in batch]
-            on_progress(len(outcomes) + len(saved))
-        problem = next((problem for _, problem in saved if problem), None)
-        if strict and problem:
-            raise InvalidTokenError(f"Nothing was imported, because of {problem}")
-        if dry_run:
-            outcomes.extend(saved)
-            raise _UndoError
-        return saved
+            for found in batch:
+                _save(connection, operations, found, tally)
+                if strict and tally.refused:
+                    raise InvalidTokenError(f"Nothing was imported, because of {tally.refused[0]}")
+                if len(imported.refused) + len(tally.refused) >= _MOST_REFUSED:
+                    return tally
+            on_progress(imported.number + tally.number)
+        return tally
+
+    def try_all(connection: Connection, tokens: Iterable[Found]) -> None:
+        imported.add(save_all(connection, tokens))
+        raise _UndoError
 
     with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
-        for tokens in [source] if strict or dry_run else _batches(source):
+        if dry_run:
             with suppress(_UndoError):
-                outcomes += database.write(save_all, tokens)
-    counted = Counter(outcome for outcome, _ in outcomes)
-    refused = tuple(problem for _, problem in outcomes if problem)
-    return ImportSummary(counted["added"], counted["updated"], counted["unchanged"], refused)
+                database.write(try_all, source)
+        else:
+            for tokens in [source] if strict else _batches(source):
+                imported.add(database.write(save_all, tokens))
+                if len(imported.refused) >= _MOST_REFUSED:
+                    break
+    if len(imported.refused) >= _MOST_REFUSED:
+        raise InvalidTokenError(_too_many(imported, dry_run=dry_run))
+    return imported.summary()
+
+
+def _too_many(imported: _Tally, *, dry_run: bool) -> str:
+    saved = imported.outcomes.total()
+    done = "A dry run imports nothing" if dry_run else f"{saved} tokens before it were imported"
+    return (
+        f"Reading was stopped at the token number {imported.number}, because "
+        f"{len(imported.refused)} tokens cannot be imported. {done}. "
+        f"The first of them is {imported.refused[0]}"
+    )
 
 
 def _batches(source: Iterable[Found]) -> Iterator[list[Found]]:
@@ -298,24 +397,42 @@ def _batches(source: Iterable[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-def _save(connection: Connection, operations: TokenOperations, found: Found) -> tuple[Outcome, str]:
+def _save(connection: Connection, operations: TokenOperations, found: Found, tally: _Tally) -> None:
     if found.record is None:
-        return "refused", f"{found.where}: {found.problem}"
-    record = replace(found.record, id=None)
+        tally.refused.append(f"{found.where}: {found.problem}")
+        return
     try:
-        stored = operations.match(connection, record, lookups_to_save(record))
-        if stored is None:
-            id_ = found.record.id
-            is_free = id_ is None or operations.get(connection, id_) is None
-            operations.save(connection, found.record if is_free else record)
-            return "added", ""
-        record = without_earlier_pair(record, stored)
-        if merged(stored, record) == stored:
-            return "unchanged", ""
-        operations.save(connection, replace(record, id=stored.id))
+        outcome, id_ = _save_record(connection, operations, found.record)
     except InvalidTokenError as error:
-        return "refused", f"{found.where}: {error}"
-    return "updated", ""
+        tally.refused.append(f"{found.where}: {error}")
+        return
+    tally.outcomes[outcome] += 1
+    if found.record.id is not None and id_ is not None and id_ != found.record.id:
+        tally.renumbered[found.record.id] = id_
+
+
+def _save_record(
+    connection: Connection, operations: TokenOperations, record: TokenRecord
+) -> tuple[Outcome, str | None]:
+    """Save a token, and return its id."""
+    asked = replace(record, id=None)
+    stored = operations.match(connection, asked, lookups_to_save(asked))
+    if stored is None:
+        ids = (record.id, _id_instead(operations, record))
+        free = (id_ for id_ in ids if id_ and operations.get(connection, id_) is None)
+        return "added", operations.save(connection, replace(record, id=next(free, None))).id
+    asked = without_earlier_pair(asked, stored)
+    if merged(stored, asked) == stored:
+        return "unchanged", stored.id
+    return "updated", operations.save(connection, replace(asked, id=stored.id)).id
+
+
+def _id_instead(operations: TokenOperations, record: TokenRecord) -> str | None:
+    """The id for a token whose own is taken: a dry run names the same one as the import."""
+    if record.id is None:
+        return None
+    kind, value, client_id = identity_of(record)
+    return hash_of("import", kind, value, client_id or "", *operations.scope.parts)[:32]
 
 
 @our_errors
@@ -326,11 +443,13 @@ def export_tokens(
     model: type[StoredTokenMixin] = StoredToken,
     scope: Mapping[str, object] | None = None,
     cipher: TokenCipher | None = None,
+    on_renumbered: Callable[[str, str], object] = lambda old, new: None,
 ) -> int:
-    """Write every token into a new file that the SDK's ``FileStore`` can read.
+    """Write every token into a new file that the SDK's ``FileStore`` can read, and go on with.
 
     The secrets in it are plain text. Only its owner can read the file. A token that another program
-    made unreadable is logged and left out.
+    made unreadable is logged and left out. The ``FileStore`` needs whole numbers as ids: every
+    other id is changed in the file, and the log, at the level WARNING, names the old and the new.
 
     Args:
         bind: The database.
@@ -338,6 +457,8 @@ def export_tokens(
         model: The model whose table holds the tokens.
         scope: The tenant whose tokens are exported.
         cipher: Decrypts the tokens.
+        on_renumbered: Called at the end with the old and the new id of each token whose id is
+            another one in the file.
 
     Returns:
         The number of tokens.
@@ -355,27 +476,61 @@ def export_tokens(
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
         try:
             with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
-                return database.read(_write_all, operations, file)
+                number, renumbered = database.read(_write_all, operations, file)
         except BaseException:
             Path(path).unlink()
             raise
+    _log_renumbered(renumbered)
+    for old, new in renumbered:
+        on_renumbered(old, new)
+    return number
 
 
-def _write_all(connection: Connection, operations: TokenOperations, file: TextIO) -> int:
+def _write_all(
+    connection: Connection, operations: TokenOperations, file: TextIO
+) -> tuple[int, list[tuple[str, str]]]:
+    """Write the file, and return the number of tokens and the ids that differ in it."""
     file.seek(0)
     file.truncate()
+    ids = (record.id for record in _pages(connection, operations) if record.id)
+    last_id = max((int(id_) for id_ in ids if _is_whole_number(id_)), default=0)
     writer = csv.writer(file)
     writer.writerow(FILE_HEADER)
-    number, after = 0, ""
+    number, renumbered = 0, []
+    for record in _pages(connection, operations):
+        if isinstance(record, UndecryptableTokenError):
+            raise record
+        if isinstance(record, UnreadableTokenError):
+            logger.error("A token was not exported. %s", record)
+            continue
+        old = record.id or ""
+        if not _is_whole_number(old):
+            last_id += 1
+            record = replace(record, id=str(last_id))
+            renumbered.append((old, str(last_id)))
+        values = (getattr(record, name) for name in SDK_COLUMNS)
+        writer.writerow(["" if value is None else value for value in values])
+        number += 1
+    return number, renumbered
+
+
+def _pages(
+    connection: Connection, operations: TokenOperations
+) -> Iterator[TokenRecord | UnreadableTokenError]:
+    after = ""
     while page := operations.page(connection, Filters(), after, _BATCH):
-        for record in page:
-            if isinstance(record, UndecryptableTokenError):
-                raise record
-            if isinstance(record, UnreadableTokenError):
-                logger.error("A token was not exported. %s", record)
-                continue
-            values = (getattr(record, name) for name in SDK_COLUMNS)
-            writer.writerow(["" if value is None else value for value in values])
-            number += 1
+        yield from page
         after = page[-1].id or ""
-    return number
+
+
+def _is_whole_number(id_: str) -> bool:
+    return id_.isascii() and id_.isdigit()
+
+
+def _log_renumbered(renumbered: Sequence[tuple[str, str]]) -> None:
+    for start in range(0, len(renumbered), _NAMED):
+        logger.warning(
+            "Tokens got new ids in the exported file, because the FileStore needs whole numbers: "
+            "%s.",
+            ", ".join(f"{old!r} is now {new!r}" for old, new in renumbered[start : start + _NAMED]),
+        )

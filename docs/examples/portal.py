@@ -9,14 +9,13 @@ The browser's session holds nothing but the token's id. Try it without an accoun
 
 import secrets
 from html import escape
-from threading import Event, Lock
 from urllib.parse import urlencode
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.middleware.sessions import SessionMiddleware
 from zohocrmsdk.src.com.zoho.api.authenticator import OAuthToken
-from zohocrmsdk.src.com.zoho.crm.api import HeaderMap, Initializer, ParameterMap
+from zohocrmsdk.src.com.zoho.crm.api import HeaderMap, ParameterMap
 from zohocrmsdk.src.com.zoho.crm.api.dc.data_center import DataCenter
 from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
 from zohocrmsdk.src.com.zoho.crm.api.record import GetRecordsParam, RecordOperations
@@ -43,25 +42,17 @@ def create_app(
     """Make the portal. ``consent_url`` is https://accounts.zoho.com/oauth/v2/auth, for example."""
     app = FastAPI()
     app.add_middleware(SessionMiddleware, secret_key=secrets.token_hex(32), https_only=False)
-    starting, started = Lock(), Event()
-
-    def act_as(token: OAuthToken) -> None:
-        """Let this thread call Zoho for a token; the first one starts the SDK, which logs in."""
-        with starting:
-            if not started.is_set():
-                Initializer.initialize(environment=environment, token=token, store=store)
-                started.set()
-        Initializer.switch_user(environment=environment, token=token)
+    store.initialize_sdk(environment)
 
     # The handlers are no coroutines: FastAPI runs them in threads, and the SDK may block there.
 
     @app.get("/", response_class=HTMLResponse)
     def home(request: Request) -> str:
-        stored = store.find_token_by_id(request.session.get("token_id"))
-        if stored is None:
+        token_id = request.session.get("token_id", "")
+        if store.find_token_by_id(token_id) is None:
             return LOGIN.format("You are not logged in.")
-        act_as(stored)
-        user, leads = stored.get_user_signature().get_name(), read_leads()
+        with store.acting_as(token_id) as token:
+            user, leads = token.get_user_signature().get_name(), read_leads()
         listed = "".join(f"<li>{escape(name)}</li>" for name in leads)
         return LEADS.format(user=escape(user), leads=listed)
 
@@ -90,8 +81,8 @@ def create_app(
             redirect_url=redirect_url,
         )
         try:
-            act_as(token)
-            read_leads()  # the first call logs in, and gives the token its id
+            with store.acting_as(token):  # this logs in, and gives the token its id
+                read_leads()
         except SDKException:
             raise HTTPException(401, "Zoho did not accept the login. Try again.") from None
         request.session["token_id"] = token.get_id()
@@ -99,11 +90,10 @@ def create_app(
 
     @app.post("/logout")
     def logout(request: Request) -> RedirectResponse:
-        token_id = request.session.pop("token_id", None)
+        token_id = request.session.pop("token_id", "")
         if store.find_token_by_id(token_id) is not None:
-            token = OAuthToken(id=token_id)
-            act_as(token)
-            token.revoke(token_id)
+            with store.acting_as(token_id) as token:
+                token.revoke(token_id)
             store.delete_token(token_id)
         return RedirectResponse("/", status_code=303)
 

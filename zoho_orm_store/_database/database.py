@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import Pool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 from typing_extensions import TypeVarTuple, Unpack
 
@@ -33,7 +33,7 @@ from zoho_orm_store._database.forks import (
 )
 from zoho_orm_store._database.loop import LoopThread
 from zoho_orm_store._database.sqlite_file import check_not_replaced, is_watched
-from zoho_orm_store._sql.dialects import leave_autocommit, prepare_to_write
+from zoho_orm_store._sql.dialects import leave_autocommit, prepare_to_write, set_busy_timeout
 from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClosedError
 
 if TYPE_CHECKING:
@@ -56,8 +56,14 @@ _FORK_WAITS = 1.0
 _FORK_WAITS_FOR_SQLITE = 10.0
 """Seconds that a fork waits for a call. A child with SQLite's lock would have it for ever."""
 
-_TO_GIVE_BACK = 0.5
-"""Seconds that the connections have to close when a store is closed."""
+_WORTH_A_STATEMENT = 0.2
+"""Seconds of a wait from which a read tells SQLite how much time is left."""
+
+_TO_CLOSE = 0.15
+"""Seconds that a connection has to say goodbye to the server."""
+
+_TO_GIVE_BACK = 0.8
+"""Seconds that all connections have when a store is closed."""
 
 
 def open_database(
@@ -209,6 +215,10 @@ class Database(ABC):
                         raise DatabaseTimeoutError("Other threads kept the database too busy.")
                     if timeout is not None:
                         remaining = timeout - max(monotonic() - started, paused)
+                        if not writes and timeout - remaining > _WORTH_A_STATEMENT:
+                            late = (remaining, work, args)
+                            result: T = self._attempt(False, _read_in_time, late, remaining)
+                            return result
                 return self._attempt(writes, work, args, remaining)
             except Exception as error:
                 failure = translate(error, self.url)
@@ -343,8 +353,9 @@ class _AsyncDatabase(Database):
         self._loop_thread.stop()
 
     async def _dispose(self) -> None:
-        await self._engines.reading.dispose()
-        await self._engines.writing.dispose()
+        for engine in {self._engines.reading, self._engines.writing}:
+            await _close_connections(engine.sync_engine.pool)
+            await engine.dispose()
 
     def _forked(self) -> None:
         super()._forked()
@@ -368,7 +379,7 @@ class _AsyncDatabase(Database):
         for engine in {self._engines.reading, self._engines.writing}:
             pool = engine.sync_engine.pool
             engine.sync_engine.dispose(close=False)
-            await asyncio.wait_for(greenlet_spawn(pool.dispose), _TO_GIVE_BACK)
+            await _close_connections(pool)
 
     async def _connect_and_work(
         self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
@@ -435,6 +446,15 @@ def _work(
     return result
 
 
+def _read_in_time(
+    connection: Connection, remaining: float, work: Callable[..., T], args: tuple[Any, ...]
+) -> T:
+    """Read from SQLite after a wait for other threads, which leaves less time for its own wait."""
+    if is_watched(connection):
+        set_busy_timeout(connection, remaining)
+    return work(connection, *args)
+
+
 def _begin(connection: Connection, remaining: float | None) -> None:
     leave_autocommit(connection)
     connection.begin()
@@ -483,6 +503,18 @@ def _let_out_the_applications(error: Exception) -> None:
         raise error
     if not isinstance(failure, DatabaseError):
         raise failure from None
+
+
+async def _close_connections(pool: Pool) -> None:
+    """Close the idle connections of a pool; those that do not say goodbye in time, at once."""
+    is_over = False
+    while not is_over:
+        try:
+            await asyncio.wait_for(greenlet_spawn(pool.dispose), _TO_CLOSE)
+            is_over = True
+        except asyncio.TimeoutError:
+            # The connection that was being closed is closed by its cancellation.
+            pass
 
 
 async def _to_its_end(coroutine: Coroutine[object, object, None]) -> None:

@@ -9,6 +9,7 @@ import selectors
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoho_orm_store._database.origin import is_raised_elsewhere
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _LONGEST_STOP = 0.4
 """Seconds that `LoopThread.stop` waits. The thread may go on for a while."""
 
+_FIRST_POLL = 0.0005
 _POLL = 0.005
 
 _CLEANUP = (2.5, 1.0)
@@ -42,7 +44,7 @@ class LoopThread:
 
     _lock: threading.Lock
     _thread: _Thread
-    _running: set[concurrent.futures.Future[Any]]
+    _running: set[concurrent.futures.Future[Any] | _PolledFuture]
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -65,10 +67,11 @@ class LoopThread:
         except BaseException:
             coroutine.close()
             raise
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        future = _submit(coroutine, loop)
         self._running.add(future)
         try:
-            return future.result(timeout)
+            result: T = future.result(timeout)
+            return result
         except concurrent.futures.CancelledError:
             raise StoreClosedError from None
         except concurrent.futures.TimeoutError as error:
@@ -82,7 +85,7 @@ class LoopThread:
 
     def begin(self, coroutine: Coroutine[object, object, object]) -> None:
         """Run a coroutine without waiting for it. Its errors are of no interest."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._usable_loop())
+        _submit(coroutine, self._usable_loop())
 
     def _usable_loop(self) -> asyncio.AbstractEventLoop:
         if self._thread.is_this_one():
@@ -93,7 +96,7 @@ class LoopThread:
             raise StoreClosedError("The interpreter is exiting, so the store cannot be used.")
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.SelectorEventLoop(_selector())
+                self._loop = _Loop(_selector())
                 self._thread = _Thread(self._loop)
                 self._thread.start()
             return self._loop
@@ -109,7 +112,7 @@ class LoopThread:
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None and not sys.is_finalizing():
-            asyncio.run_coroutine_threadsafe(_end(loop), loop)
+            _submit(_end(loop), loop)
             self._thread.wait(_LONGEST_STOP)
 
     def abandon(self) -> None:
@@ -167,6 +170,74 @@ async def _end(loop: asyncio.AbstractEventLoop) -> None:
         for task in others:
             task.cancel()
     loop.stop()
+
+
+def _submit(
+    coroutine: Coroutine[object, object, Any], loop: asyncio.AbstractEventLoop
+) -> concurrent.futures.Future[Any] | _PolledFuture:
+    """Run a coroutine in a loop of another thread."""
+    if _gevent_monkey():
+        return _PolledFuture(coroutine, loop)
+    return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+
+class _PolledFuture:
+    """A ``concurrent.futures.Future`` for greenlets.
+
+    gevent's locks, which it would use, are not made to be shared with a real thread.
+    """
+
+    def __init__(
+        self, coroutine: Coroutine[object, object, Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._coroutine = coroutine
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._outcomes: list[tuple[Any, BaseException | None]] = []
+        loop.call_soon_threadsafe(self._start)
+
+    def done(self) -> bool:
+        return bool(self._outcomes)
+
+    def result(self, timeout: float | None) -> Any:  # noqa: ANN401
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_POLL
+        while not self._outcomes:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise concurrent.futures.TimeoutError
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL)
+        result, error = self._outcomes[0]
+        if error is not None:
+            raise error
+        return result
+
+    def cancel(self) -> None:
+        if not self._outcomes:
+            self._outcomes.append((None, concurrent.futures.CancelledError()))
+            with suppress(RuntimeError):  # The loop is closed.
+                self._loop.call_soon_threadsafe(self._cancel_task)
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            self._outcomes.append((await self._coroutine, None))
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            self._outcomes.append((None, error))
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Look a host up. asyncio uses a further thread, which gevent would make a greenlet."""
+        if monkey := _gevent_monkey():
+            return monkey.get_original("socket", "getaddrinfo")(*args, **kwargs)
+        return await super().getaddrinfo(*args, **kwargs)
 
 
 class _OfOneProcess(selectors.BaseSelector):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from abc import abstractmethod
+from contextlib import contextmanager
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from zoho_orm_store._matching import fallen_back
 from zoho_orm_store._refresh.coordinator import Settled
 from zoho_orm_store._refresh.sdk_behaviour import needs_refresh, watch_request
+from zoho_orm_store._sdk import acting
 from zoho_orm_store._sdk.conversion import (
     OAuthToken,
     TokenStore,
@@ -23,7 +25,7 @@ from zoho_orm_store._sdk.conversion import (
 from zoho_orm_store.errors import ConfigurationError, ZohoOrmStoreError, without_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import NoReturn
 
@@ -104,6 +106,45 @@ class TokenStoreAdapter(TokenStore):
     @abstractmethod
     def _tokens(self) -> list[OAuthToken]:
         """Every token, oldest first."""
+
+    def initialize_sdk(self, environment: Any, **options: Any) -> None:  # noqa: ANN401
+        """Initialize the SDK with this store, before anybody has logged in.
+
+        The SDK has one store per process, so call this once in each process. Then call Zoho
+        inside `acting_as`.
+
+        Args:
+            environment: The data centre of logins, such as ``USDataCenter.PRODUCTION()``. A stored
+                token is used at the data centre that its ``api_domain`` names.
+            options: More arguments of ``Initializer.initialize``, such as ``resource_path``.
+
+        Raises:
+            SDKException: The SDK refuses an argument.
+        """
+        acting.initialize(self, environment, options)
+
+    @contextmanager
+    def acting_as(self, who: str | OAuthToken) -> Iterator[OAuthToken]:
+        """Let this thread call Zoho as one user, until the end of the ``with`` block.
+
+        Other threads are not affected. In asynchronous code, run the whole block in a thread.
+
+        Args:
+            who: The id of a stored token; or a token of the SDK's with a grant token or a refresh
+                token, which logs in and is saved.
+
+        Yields:
+            The SDK's token.
+
+        Raises:
+            SDKException: No token with this id is stored, or Zoho refused the login.
+            ConfigurationError: `initialize_sdk` was not called in this process.
+        """
+        token = self.find_token_by_id(who) if isinstance(who, str) else who
+        if token is None:
+            raise missing_id_exception()
+        with acting.switched_to(self, token) as switched:
+            yield switched
 
     def close(self) -> None:
         """Give back connections and threads, if the store has any."""

@@ -63,6 +63,7 @@ __all__ = [
     "schema_of_visible",
     "server_clock",
     "server_time",
+    "set_busy_timeout",
     "take_write_lock",
     "views_ignored",
 ]
@@ -265,7 +266,7 @@ def _poll_for_write_lock(connection: Connection, longest_wait: float) -> None:
     processes, one that pauses would wait until its timeout, while the others take turns.
     """
     started, waited = monotonic(), 0.0
-    _set_busy_timeout(connection, _POLL)
+    set_busy_timeout(connection, _POLL)
     for attempt in count(1):
         try:
             connection.execute(text("BEGIN IMMEDIATE"))
@@ -275,10 +276,11 @@ def _poll_for_write_lock(connection: Connection, longest_wait: float) -> None:
             waited = max(monotonic() - started, attempt * _POLL)
             if waited >= longest_wait or "locked" not in str(error.orig):
                 raise
-    _set_busy_timeout(connection, longest_wait - waited)
+    set_busy_timeout(connection, longest_wait - waited)
 
 
-def _set_busy_timeout(connection: Connection, seconds: float) -> None:
+def set_busy_timeout(connection: Connection, seconds: float) -> None:
+    """Set how long statements on SQLite wait for other connections' locks."""
     milliseconds = max(1, round(seconds * 1000))
     connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}")
 

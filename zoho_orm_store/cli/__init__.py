@@ -7,6 +7,6 @@ Alembic or the Zoho SDK when a command needs it. So ``--help`` answers at once.
 from zoho_orm_store.cli.app import app, main
 
 # Each module registers its commands, which --help lists in this order.
-from zoho_orm_store.cli import schema, tokens, keys, doctor, demo  # noqa: F401 isort:skip
+from zoho_orm_store.cli import schema, tokens, keys, doctor, loopback, demo  # noqa: F401 isort:skip
 
 __all__ = ["app", "main"]

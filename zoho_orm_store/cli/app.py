@@ -1,17 +1,17 @@
-"""The program: its options, how it shows errors, and what several commands share."""
+"""The program: how it starts, how it shows errors, and what several commands share."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from contextlib import closing, contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import zoho_orm_store
 from zoho_orm_store.encryption import KEYS_VARIABLE
-from zoho_orm_store.errors import MissingDependencyError, ZohoOrmStoreError
+from zoho_orm_store.errors import ConfigurationError, MissingDependencyError, ZohoOrmStoreError
 
 try:
     import typer
@@ -23,35 +23,37 @@ except ModuleNotFoundError as missing:
     sys.exit(str(MissingDependencyError("typer", "cli")))
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from zoho_orm_store._database.database import Database
     from zoho_orm_store.encryption import FernetCipher
 
-__all__ = ["Progress", "Url", "Yes", "app", "ask", "env_cipher", "main", "one_line", "open_tables"]
-
-Url = Annotated[
-    str,
-    typer.Option(
-        envvar="ZOHO_ORM_STORE_URL",
-        help="The database as a SQLAlchemy URL, for example sqlite:///zohooauth.db or "
-        "postgresql+psycopg://user@host/name.",
-        metavar="URL",
-    ),
+__all__ = [
+    "AsJson",
+    "CommandLineError",
+    "Yes",
+    "app",
+    "ask",
+    "env_cipher",
+    "main",
+    "one_line",
+    "without_passwords",
 ]
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandLineError(ConfigurationError):
+    """An option has a value that it cannot have. The exit code is 2."""
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors are one line on stderr with exit code 1, and contain no password."""
+    """Commands whose errors are one line on stderr, and contain no password."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's type for it is not public
         try:
             return super().invoke(ctx)
         except ZohoOrmStoreError as error:
             typer.echo(f"Error: {one_line(error)}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, CommandLineError) else 1) from None
         except Exception as error:
             # A usage error quotes the unexpected argument, such as a URL without --url before it.
             if hasattr(error, "message"):
@@ -61,7 +63,6 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -69,24 +70,14 @@ app = typer.Typer(
 )
 
 
-class Progress:
-    """Prints on stderr how many tokens are done, each time another ``step`` of them are."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-        self._printed = 0
-
-    def __call__(self, done: int, total: int | None = None) -> None:
-        """Take note of how many are done, and print it if it is time to."""
-        if done // self._step > self._printed:
-            self._printed = done // self._step
-            so_far = "tokens so far" if total is None else f"of {total} tokens"
-            typer.echo(f"{done} {so_far}", err=True)
-
-
 def one_line(error: Exception) -> str:
     """Return an error's message on one line."""
     return " ".join(str(error).split())
+
+
+def without_passwords(text: str) -> str:
+    """Remove what may be a password in a URL from a text."""
+    return re.sub(r"://\S*@", "://***@", text)
 
 
 def ask(question: str, *, yes: bool) -> None:
@@ -102,20 +93,6 @@ def env_cipher() -> FernetCipher | None:
         ConfigurationError: A key is malformed.
     """
     return zoho_orm_store.FernetCipher() if os.environ.get(KEYS_VARIABLE) else None
-
-
-@contextmanager
-def open_tables(url: str, *, retry_for: float = 30.0) -> Iterator[Database]:
-    """Open a database and check its tables.
-
-    Raises:
-        SchemaError: The tables are not up to date.
-    """
-    from zoho_orm_store._database.database import open_database
-
-    with closing(open_database(url, timeout=None, retry_for=retry_for)) as database:
-        zoho_orm_store.provision.check(database)
-        yield database
 
 
 def main() -> None:
@@ -135,6 +112,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
@@ -146,5 +124,11 @@ def options(
     its password out of the list of processes. If tokens are encrypted, put the keys into
     ZOHO_ORM_STORE_KEYS. To see everything at work without a Zoho account, run: zoho-orm-store demo
 
+    Options can also be set in the section [tool.zoho_orm_store] of the pyproject.toml in the
+    current folder.
+
     Exit codes: 0 success; 1 failure, and stderr says why; 2 wrong command line.
     """
+    from zoho_orm_store.cli.project import default_map, read_settings
+
+    context.default_map = default_map(context.command, read_settings(Path.cwd()))

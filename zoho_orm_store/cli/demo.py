@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from zoho_orm_store.cli.app import app
+from zoho_orm_store.cli.urls import checked_url
 
 
 @app.command()
@@ -28,4 +29,4 @@ def demo(
     """
     from zoho_orm_store.cli.demo_steps import run
 
-    run(url)
+    run(None if url is None else checked_url(url))

@@ -21,7 +21,7 @@ from sqlalchemy import make_url
 
 from zoho_orm_store import provision
 from zoho_orm_store._database.drivers import is_memory, redacted_url
-from zoho_orm_store.cli.tokens import known_values
+from zoho_orm_store.cli.output import known_values
 from zoho_orm_store.errors import (
     ConfigurationError,
     MissingDependencyError,
@@ -29,7 +29,7 @@ from zoho_orm_store.errors import (
     ZohoOrmStoreError,
 )
 from zoho_orm_store.models import metadata
-from zoho_orm_store.testing import LoopbackZoho
+from zoho_orm_store.testing import LoopbackZoho, RemoteZoho
 
 try:
     from rich.console import Console
@@ -255,8 +255,7 @@ def second_process() -> None:
     """Be the second process: read the arguments as JSON from stdin, and answer on stdout."""
     given = json.load(sys.stdin)
     folder = Path(given.pop("folder"))
-    # It is never started: it only knows where the first process's Zoho is.
-    zoho = LoopbackZoho(port=given.pop("port"))
+    zoho = LoopbackZoho.connect(given.pop("zoho"))
     with SQLAlchemyTokenStore(given.pop("url"), create_schema=False, timeout=TIMEOUT) as store:
         _start_sdk(zoho, OAuthToken(**given), store, folder)
         json.dump([os.getpid(), _read_leads()], sys.stdout)
@@ -266,7 +265,7 @@ def _run_second_process(stage: Stage, refresh_token: str | None) -> tuple[int, l
     zoho = stage.zoho
     given = {
         "url": stage.url,
-        "port": int(zoho.url.rpartition(":")[2]),
+        "zoho": zoho.url,
         "folder": str(stage.folder / "second"),
         "client_id": zoho.client_id,
         "client_secret": zoho.client_secret,
@@ -309,7 +308,7 @@ def _play(stage: Stage) -> None:
 
 
 def _start_sdk(
-    zoho: LoopbackZoho, token: OAuthToken, store: SQLAlchemyTokenStore, folder: Path
+    zoho: LoopbackZoho | RemoteZoho, token: OAuthToken, store: SQLAlchemyTokenStore, folder: Path
 ) -> None:
     """Start the SDK as an application does, but let it write into a temporary folder only."""
     folder.mkdir()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
 
 import typer
 
 import zoho_orm_store
-from zoho_orm_store.cli.app import Progress, Url, Yes, app, ask, env_cipher, open_tables
-from zoho_orm_store.encryption import KEYS_VARIABLE
+from zoho_orm_store.cli.app import AsJson, Yes, app, ask, env_cipher
+from zoho_orm_store.cli.output import progress
+from zoho_orm_store.cli.target import Target, takes_target
+from zoho_orm_store.encryption import KEYS_VARIABLE, FernetCipher
 from zoho_orm_store.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from zoho_orm_store.encryption import FernetCipher
 
 _MOST_PROBLEMS = 10
 
@@ -33,7 +32,8 @@ def generate() -> None:
 
 
 @keys.command()
-def status(url: Url) -> None:
+@takes_target()
+def status(target: Target, as_json: AsJson = False) -> None:
     """Count the tokens under each key, and those in plain text.
 
     A key is named by its id, which is a fingerprint. This command needs no key.
@@ -41,40 +41,48 @@ def status(url: Url) -> None:
     from zoho_orm_store._tokens import TokenOperations
 
     cipher = env_cipher()
-    operations = TokenOperations.of_model(zoho_orm_store.StoredToken, None, None)
-    with open_tables(url) as database:
+    operations = TokenOperations.of_model(target.model, target.scope, None)
+    with target.open() as database:
         counted = database.read(operations.count_by_key)
+    rows: list[tuple[str, int, str]] = []
     for number, key_id in enumerate(cipher.key_ids if cipher else ()):
         note = "encrypts new tokens" if number == 0 else "decrypts"
-        _print_count(f"key {key_id}", counted.pop(key_id, 0), note)
-    _print_count("plain text", counted.pop(None, 0), "")
+        rows.append((f"key {key_id}", counted.pop(key_id, 0), note))
+    rows.append(("plain text", counted.pop(None, 0), ""))
     garbled = counted.pop("", 0)
     for other, count in sorted(counted.items(), key=str):
-        _print_count(f"key {other}", count, f"not in {KEYS_VARIABLE}")
+        rows.append((f"key {other}", count, f"not in {KEYS_VARIABLE}"))
     if garbled:
-        _print_count("garbled", garbled, "changed by other means")
+        rows.append(("garbled", garbled, "changed by other means"))
+    for what, count, note in rows:
+        if as_json:
+            typer.echo(json.dumps({"what": what, "tokens": count, "note": note}))
+        else:
+            typer.echo(f"{what:<20} {count:>8}  {note}".rstrip())
 
 
 @keys.command()
-def rotate(url: Url) -> None:
+@takes_target()
+def rotate(target: Target) -> None:
     """Encrypt every token under the first key, including those in plain text.
 
     Workers can keep running: a token that one of them saves is never overwritten. Give them the
     new key first, so that they can read what this command writes. If a run is interrupted, run it
     again.
     """
-    _rotate(url, _cipher_required())
+    _rotate(target, _cipher_required())
 
 
 @app.command()
-def decrypt(url: Url, yes: Yes = False) -> None:
+@takes_target()
+def decrypt(target: Target, yes: Yes = False) -> None:
     """Turn every encrypted token back into plain text; asks first.
 
     Workers can keep running if their cipher only decrypts (encrypts=False).
     """
     _cipher_required()
     ask("Keep all tokens in plain text?", yes=yes)
-    _rotate(url, zoho_orm_store.FernetCipher(encrypts=False))
+    _rotate(target, zoho_orm_store.FernetCipher(encrypts=False))
 
 
 def _cipher_required() -> FernetCipher:
@@ -84,11 +92,12 @@ def _cipher_required() -> FernetCipher:
     return cipher
 
 
-def _rotate(url: str, cipher: FernetCipher) -> None:
+def _rotate(target: Target, cipher: FernetCipher) -> None:
     from zoho_orm_store.rotation import rotate_keys
 
-    zoho_orm_store.provision.check(url)
-    summary = rotate_keys(url, cipher, on_progress=Progress(1000))
+    target.check()
+    with progress("Encrypting" if cipher.key_id else "Decrypting", 1000) as on_progress:
+        summary = rotate_keys(target.bind, cipher, on_progress=on_progress, **target.options)
     typer.echo(f"Tokens changed: {summary.rotated}.")
     for problem in summary.undecryptable[:_MOST_PROBLEMS]:
         typer.echo(f"Left unchanged: {problem}", err=True)
@@ -105,7 +114,3 @@ def _rotate(url: str, cipher: FernetCipher) -> None:
         )
     if summary.left:
         raise typer.Exit(1)
-
-
-def _print_count(what: str, count: int, note: str) -> None:
-    typer.echo(f"{what:<20} {count:>8}  {note}".rstrip())

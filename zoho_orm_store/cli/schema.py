@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import zoho_orm_store
-from zoho_orm_store.cli.app import Url, Yes, app, ask
+from zoho_orm_store.cli.app import Yes, app, ask
+from zoho_orm_store.cli.output import number_of
+from zoho_orm_store.cli.target import Target, takes_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    from zoho_orm_store.provision import Target as Bind
+
+    T = TypeVar("T")
 
 Revision = Annotated[
     str, typer.Option(help="The revision to go to, or a number of steps such as +1 or -1.")
@@ -18,48 +25,60 @@ Revision = Annotated[
 
 
 @app.command()
-def upgrade(url: Url, revision: Revision = "head") -> None:
+@takes_target(scope=False)
+def upgrade(target: Target, revision: Revision = "head") -> None:
     """Create the tables, or bring them up to date.
 
     You can run it again, and on several machines at once: one does the work, the others wait. If
     the SDK's DBStore or the sample SQLite store made the table, it is kept with its tokens. If it
     has several rows of one user, the newest row stays, and stderr names the removed ones.
     """
-    _migrate(zoho_orm_store.provision.upgrade, url, revision)
+    adopted = _migrate(target, "upgrade", zoho_orm_store.provision.upgrade, revision)
+    if adopted:
+        typer.echo(f"It took over {number_of(adopted)} of the SDK's table.")
 
 
 @app.command()
-def downgrade(url: Url, revision: Revision = "base", yes: Yes = False) -> None:
+@takes_target(scope=False)
+def downgrade(target: Target, revision: Revision = "base", yes: Yes = False) -> None:
     """Take the tables back to an earlier revision; asks first.
 
     No token is lost: a table that holds tokens is never dropped. At "base" it is the SDK's own
     table again, which its DBStore can read.
     """
-    from sqlalchemy import make_url
-
-    from zoho_orm_store._database.drivers import redacted_url
-
-    found = zoho_orm_store.provision.current(url)
+    target.require_standard("downgrade")
+    found = _current(target)
     if found is not None:
-        database = redacted_url(make_url(url))
-        ask(f"Take the tables in {database} from {found} back to {revision}?", yes=yes)
-    _migrate(zoho_orm_store.provision.downgrade, url, revision)
+        ask(f"Take the tables in {target.place} from {found} back to {revision}?", yes=yes)
+    if target.missing_file is None:
+        _migrate(target, "downgrade", zoho_orm_store.provision.downgrade, revision)
+    else:
+        typer.echo(f"Nothing to do: the file {target.missing_file} does not exist.")
 
 
 @app.command()
-def current(url: Url) -> None:
+@takes_target(scope=False)
+def current(target: Target) -> None:
     """Print the revision of the tables, or "none"."""
-    typer.echo(zoho_orm_store.provision.current(url) or "none")
+    target.require_standard("current")
+    typer.echo(_current(target) or "none")
 
 
 @app.command()
-def check(url: Url) -> None:
+@takes_target(scope=False, lease_model=True)
+def check(target: Target) -> None:
     """Check that the tables exist and are up to date, for example in a deployment.
 
-    If they are not, the exit code is 1, and stderr names the command to run.
+    If they are not, the exit code is 1, and stderr names the command to run. A table of your own
+    must have all columns and indexes of its model.
     """
-    zoho_orm_store.provision.check(url)
-    typer.echo(f"The tables are up to date, at {zoho_orm_store.provision.head()}.")
+    target.require_file()
+    with target.open_unchecked(timeout=30.0, retry_for=30.0) as database:
+        target.check_tables(database)
+    if target.is_standard:
+        typer.echo(f"The tables are up to date, at {zoho_orm_store.provision.head()}.")
+    else:
+        typer.echo(f"The table {target.table_name} is complete.")
 
 
 @app.command()
@@ -73,11 +92,20 @@ def sql(
     typer.echo(zoho_orm_store.provision.sql(dialect))
 
 
-def _migrate(migrate: Callable[[str, str], None], url: str, revision: str) -> None:
-    before = zoho_orm_store.provision.current(url)
-    migrate(url, revision)
-    after = zoho_orm_store.provision.current(url)
+def _current(target: Target) -> str | None:
+    """The revision of the tables. A SQLite database that does not exist is not created."""
+    if target.missing_file is not None:
+        return None
+    return zoho_orm_store.provision.current(target.bind)
+
+
+def _migrate(target: Target, name: str, migrate: Callable[[Bind, str], T], revision: str) -> T:
+    target.require_standard(name)
+    before = _current(target)
+    result = migrate(target.bind, revision)
+    after = _current(target)
     if after == before:
         typer.echo(f"Nothing to do: the revision is {after or 'none'} already.")
     else:
         typer.echo(f"The revision is now {after or 'none'}; it was {before or 'none'}.")
+    return result

@@ -6,40 +6,65 @@ import json
 import re
 import shutil
 import time
-from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import timedelta
+from enum import Enum
 from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import zoho_orm_store
-from zoho_orm_store.cli.app import Progress, Url, Yes, app, ask, env_cipher, open_tables
+from zoho_orm_store.cli.app import AsJson, CommandLineError, Yes, app, ask, env_cipher
+from zoho_orm_store.cli.output import (
+    duration,
+    echo,
+    known_values,
+    number_of,
+    printable,
+    progress,
+    readable_values,
+    reason_left_out,
+)
+from zoho_orm_store.cli.target import Target, takes_target
+from zoho_orm_store.cli.urls import checked_url, missing_file
 from zoho_orm_store.errors import (
     ConfigurationError,
     UndecryptableTokenError,
     UnreadableTokenError,
+    ZohoOrmStoreError,
 )
-from zoho_orm_store.records import SECRETS, mask
+from zoho_orm_store.records import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TypeVar
+    from collections.abc import Iterator
+    from typing import TypeAlias
 
     from zoho_orm_store import FileStoreFile, TokenRecord, TokenRepository, TokenTable
 
-    T = TypeVar("T")
-
-__all__ = ["known_values", "reason_left_out"]
+    Marked: TypeAlias = "tuple[TokenRecord, dict[str, bool]]"
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The token's id.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
 
+_ID, _DC, _LIVES, _SAVED = 32, 6, 7, 11
+_WIDE = 110
+"""From so many columns on, a terminal has room for the client."""
+
+
+class Sort(str, Enum):
+    """The orders of a list besides that of the ids."""
+
+    user = "user"
+    expiry = "expiry"
+    saved = "saved"
+
 
 @app.command(name="list")
+@takes_target()
 def list_tokens(
-    url: Url,
+    target: Target,
     user: Annotated[str | None, typer.Option(help="Only this user's tokens.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client's tokens.")] = None,
     expired: Annotated[
@@ -48,76 +73,121 @@ def list_tokens(
             "--expired/--live", help="Only tokens whose access token has expired, or has not."
         ),
     ] = None,
+    sort: Annotated[
+        Sort | None,
+        typer.Option(
+            help="Sort by the user's name, by expiry (the next to expire first), or by the time of "
+            "the last save (the latest first). This holds all tokens in memory."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many tokens.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     reveal: Reveal = False,
 ) -> None:
     """List the tokens, in the order of their ids.
 
-    Each line has the id, user and client, the data centre, how long the access token still lives,
-    and when the token was saved (UTC). --json has every value; secrets are masked without
-    --reveal. Exit code 1 means that some tokens cannot be read or decrypted; --json marks them as
-    unreadable or undecryptable.
+    Each line has the id, the user, the client if the terminal is wide, the data centre, how long
+    the access token still lives, and when the token was saved. --json has every value; secrets are
+    masked without --reveal. The total is printed on stderr. Exit code 1 means that some tokens
+    cannot be read or decrypted; --json marks them as unreadable or undecryptable.
     """
+    filters = {"user_name": user, "client_id": client, "expired": expired}
     left_out: list[UnreadableTokenError] = []
 
-    def print_token(record: TokenRecord, **marks: bool) -> None:
-        if as_json:
-            typer.echo(json.dumps(known_values(record, reveal=reveal) | marks))
-        else:
-            typer.echo(_columns(*_summary(record)))
-
-    def print_left_out(error: UnreadableTokenError) -> None:
-        left_out.append(error)
-        if error.record is not None:
-            is_encrypted = isinstance(error, UndecryptableTokenError)
-            print_token(error.record, **{"undecryptable" if is_encrypted else "unreadable": True})
+    def all_tokens(repository: TokenRepository) -> Iterator[Marked]:
+        told = 0
+        stream = repository.stream(**filters, on_undecryptable=left_out.append)  # type: ignore[arg-type]
+        for record in chain(stream, [None]):
+            for error in left_out[told:]:
+                is_encrypted = isinstance(error, UndecryptableTokenError)
+                if error.record is not None:
+                    yield error.record, {"undecryptable" if is_encrypted else "unreadable": True}
+            told = len(left_out)
+            if record is not None:
+                yield record, {}
 
     def print_all(repository: TokenRepository) -> None:
         if not as_json:
-            typer.echo(_columns("ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"))
-        for record in repository.stream(
-            user_name=user, client_id=client, expired=expired, on_undecryptable=print_left_out
-        ):
-            print_token(record)
+            echo(_columns("ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"))
+        tokens, number = all_tokens(repository), 0
+        if sort is not None:
+            tokens = iter(sorted(tokens, key=lambda marked: _sort_key(marked[0], sort)))
+        for record, marks in islice(tokens, limit):
+            number += 1
+            if as_json:
+                echo(json.dumps(known_values(record, reveal=reveal) | marks))
+            else:
+                echo(_columns(*_summary(record)))
+        if not as_json:
+            total = repository.count(**filters) if number == limit else number  # type: ignore[arg-type]
+            shown = f"{number} of " if number < total else ""
+            typer.echo(f"{shown}{number_of(total)}", err=True)
 
     # Nothing can unprint a line, so a lost connection ends the list instead of starting it again.
-    _run(url, print_all, retry_for=0)
+    target.run(print_all, retry_for=0)
     if left_out:
         typer.echo(f"{len(left_out)} of them {reason_left_out(left_out)}", err=True)
         raise typer.Exit(1)
 
 
 @app.command()
-def show(url: Url, id: Id, reveal: Reveal = False) -> None:  # noqa: A002 - the SDK's name for it
+@takes_target()
+def show(
+    target: Target,
+    id: Id,  # noqa: A002 - the SDK's name for it
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
     """Show every known value of one token. Secrets are masked without --reveal."""
-    record, problem = _existing(url, id)
-    for name, value in known_values(record, reveal=reveal).items():
-        typer.echo(f"{name:<14} {_printable(str(value))}")
+    record, problem = _existing(target, id)
+    if as_json:
+        typer.echo(json.dumps(known_values(record, reveal=reveal)))
+    else:
+        for name, value in readable_values(record, reveal=reveal).items():
+            typer.echo(f"{name:<14} {value}")
     if problem is not None:
         raise problem
 
 
 @app.command()
-def delete(url: Url, id: Id, yes: Yes = False) -> None:  # noqa: A002 - the SDK's name for it
+@takes_target()
+def expire(target: Target, id: Id) -> None:  # noqa: A002 - the SDK's name for it
+    """End a token's access token before its hour is over: its next user refreshes it.
+
+    For example if Zoho refuses it. The token, its refresh token included, stays.
+    """
+    if not target.run(zoho_orm_store.TokenRepository.expire, id, writes=True):
+        raise _no_such_token(id)
+    typer.echo("Expired. It is refreshed before its next use.")
+
+
+@app.command()
+@takes_target()
+def delete(target: Target, id: Id, yes: Yes = False) -> None:  # noqa: A002 - the SDK's name for it
     """Delete one token; asks first. At Zoho it stays valid until you revoke it there."""
-    record, _ = _existing(url, id)
-    ask(f"Delete the token {id!r} of {_printable(record.user_name or 'an unknown user')}?", yes=yes)
-    _run(url, zoho_orm_store.TokenRepository.delete, id, writes=True)
+    record, _ = _existing(target, id)
+    ask(f"Delete the token {id!r} of {printable(record.user_name or 'an unknown user')}?", yes=yes)
+    target.run(zoho_orm_store.TokenRepository.delete, id, writes=True)
     typer.echo("Deleted.")
 
 
 @app.command()
-def clear(url: Url, yes: Yes = False) -> None:
+@takes_target()
+def clear(target: Target, yes: Yes = False) -> None:
     """Delete every token; asks first. The tables stay."""
-    number = _run(url, zoho_orm_store.TokenRepository.count)
-    ask(f"Delete all {number} tokens?", yes=yes)
-    deleted = _run(url, zoho_orm_store.TokenRepository.delete_all, writes=True)
-    typer.echo(f"Deleted {deleted} tokens.")
+    number = target.run(zoho_orm_store.TokenRepository.count)
+    where = f"in the table {target.table_name} of {target.place}"
+    if target.scope is None and not target.is_standard:
+        where += ", whatever their scope"
+    ask(f"Delete all {number_of(number)} {where}?", yes=yes)
+    deleted = target.run(zoho_orm_store.TokenRepository.delete_all, writes=True)
+    typer.echo(f"Deleted {number_of(deleted)}.")
 
 
 @app.command()
+@takes_target()
 def purge(
-    url: Url,
+    target: Target,
     idle: Annotated[
         str | None,
         typer.Option(
@@ -125,8 +195,10 @@ def purge(
         ),
     ] = None,
     stranded: Annotated[
-        bool, typer.Option(help="Tokens that have expired and have no refresh token.")
+        bool,
+        typer.Option("--stranded", help="Tokens that have expired and have no refresh token."),
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many.")] = False,
     yes: Yes = False,
 ) -> None:
     """Delete tokens that nobody uses any more; asks first.
@@ -136,16 +208,22 @@ def purge(
     """
     age = None if idle is None else _age(idle)
     if age is None and not stranded:
-        raise ConfigurationError("Say what to purge: --idle AGE, --stranded, or both.")
-    ask("Delete these tokens?", yes=yes)
+        raise CommandLineError("Say what to purge: --idle AGE, --stranded, or both.")
+    if dry_run or not yes:
+        number = _count_to_purge(target, age, stranded)
+        if dry_run or not number:
+            typer.echo(f"Would delete {number_of(number)}." if dry_run else "Nothing to delete.")
+            return
+        ask(f"Delete {number_of(number)}?", yes=False)
     purging = zoho_orm_store.TokenRepository.purge
-    deleted = _run(url, purging, writes=True, idle=age, stranded=stranded)
-    typer.echo(f"Deleted {deleted} tokens.")
+    deleted = target.run(purging, writes=True, idle=age, stranded=stranded)
+    typer.echo(f"Deleted {number_of(deleted)}.")
 
 
 @app.command(name="import")
+@takes_target()
 def import_(
-    url: Url,
+    target: Target,
     source: Annotated[
         str,
         typer.Argument(
@@ -154,9 +232,12 @@ def import_(
             "store (zohooauth.db), or the URL of a database.",
         ),
     ] = "sdk_tokens.txt",
-    table: Annotated[str, typer.Option(help="The table in a database.")] = "oauthtoken",
+    from_table: Annotated[
+        str, typer.Option(help="The table, if the source is a database.", metavar="NAME")
+    ] = "oauthtoken",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Import all tokens, or none.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import the tokens of another store. A second import changes nothing.
 
@@ -164,88 +245,76 @@ def import_(
     other is added. stderr names what cannot be imported. The exit code is then 1, and the other
     tokens are still imported, unless you pass --strict.
     """
-    zoho_orm_store.provision.check(url)
-    summary = zoho_orm_store.import_tokens(
-        _source(source, table),
-        url,
-        cipher=env_cipher(),
-        strict=strict,
-        dry_run=dry_run,
-        on_progress=Progress(5000),
-    )
+    tokens = _source(source, from_table)
+    target.check()
+    with progress("Importing", 5000) as on_progress:
+        summary = zoho_orm_store.import_tokens(
+            tokens,
+            target.bind,
+            cipher=env_cipher(),
+            strict=strict,
+            dry_run=dry_run,
+            on_progress=on_progress,
+            **target.options,
+        )
     for problem in summary.refused:
-        typer.echo(f"Refused: {_printable(problem)}", err=True)
-    typer.echo(
-        f"{'Would be added' if dry_run else 'Added'}: {summary.added}, updated: {summary.updated}, "
-        f"unchanged: {summary.unchanged}, refused: {len(summary.refused)}."
-    )
+        typer.echo(f"Refused: {printable(problem)}", err=True)
+    if as_json:
+        typer.echo(json.dumps(summary._asdict()))
+    else:
+        typer.echo(
+            f"{'Would be added' if dry_run else 'Added'}: {summary.added}, "
+            f"updated: {summary.updated}, unchanged: {summary.unchanged}, "
+            f"refused: {len(summary.refused)}."
+        )
     if summary.refused:
         raise typer.Exit(1)
 
 
 @app.command()
+@takes_target()
 def export(
-    url: Url,
+    target: Target,
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The file, which must not exist.")],
 ) -> None:
     """Write every token, with its secrets, into a file that the SDK's FileStore can read."""
-    zoho_orm_store.provision.check(url)
-    number = zoho_orm_store.export_tokens(url, path, cipher=env_cipher())
-    typer.echo(f"Wrote {number} tokens, with their secrets, into {path}.")
+    target.check()
+    number = zoho_orm_store.export_tokens(target.bind, path, cipher=env_cipher(), **target.options)
+    typer.echo(f"Wrote {number_of(number)}, with their secrets, into {path}.")
 
 
-def known_values(record: TokenRecord, *, reveal: bool = False) -> dict[str, Any]:
-    """Return a record's known values by name, ready for JSON.
-
-    Args:
-        record: The token.
-        reveal: Whether to return the secrets themselves instead of their last characters.
-    """
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    known = {name: value for name, value in values.items() if value is not None}
-    for name, value in known.items():
-        if isinstance(value, datetime):
-            known[name] = f"{value.isoformat()}Z"
-        elif name in SECRETS and not reveal:
-            known[name] = mask(value).strip("'")
-    return known
-
-
-def reason_left_out(errors: Sequence[UnreadableTokenError]) -> str:
-    """Say what cannot be done with some tokens, and why not with the first one."""
-    are_encrypted = all(isinstance(error, UndecryptableTokenError) for error in errors)
-    return f"cannot be {'decrypted' if are_encrypted else 'read'}. {errors[0]}"
-
-
-def _existing(url: str, id_: str) -> tuple[TokenRecord, UnreadableTokenError | None]:
+def _existing(target: Target, id_: str) -> tuple[TokenRecord, UnreadableTokenError | None]:
     """A token, and the error if it cannot be read or decrypted."""
     record: TokenRecord | None
     try:
-        record, problem = _run(url, zoho_orm_store.TokenRepository.get, id_), None
+        record, problem = target.run(zoho_orm_store.TokenRepository.get, id_), None
     except UnreadableTokenError as error:
         record, problem = error.record, error
     if record is None:
-        raise ConfigurationError(f"There is no token with the id {id_!r}.")
+        raise _no_such_token(id_)
     return record, problem
 
 
-def _run(
-    url: str,
-    work: Callable[..., T],
-    *args: object,
-    writes: bool = False,
-    retry_for: float = 30.0,
-    **options: object,
-) -> T:
-    """Run work that takes a repository and other arguments, in a transaction."""
-    cipher = env_cipher()
-    with open_tables(url, retry_for=retry_for) as database:
-        run = database.write if writes else database.read
-        return run(
-            lambda connection: work(
-                zoho_orm_store.TokenRepository(connection, cipher=cipher), *args, **options
-            )
-        )
+def _no_such_token(id_: str) -> ConfigurationError:
+    return ConfigurationError(f"There is no token with the id {id_!r}.")
+
+
+class _CountedError(ZohoOrmStoreError):
+    """Rolls a purge back that was only to be counted."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _count_to_purge(target: Target, idle: timedelta | None, stranded: bool) -> int:
+    def count(repository: TokenRepository) -> int:
+        raise _CountedError(repository.purge(idle=idle, stranded=stranded))
+
+    try:
+        return target.run(count, writes=True)
+    except _CountedError as counted:
+        return counted.number
 
 
 def _source(source: str, table: str) -> FileStoreFile | TokenTable:
@@ -255,6 +324,9 @@ def _source(source: str, table: str) -> FileStoreFile | TokenTable:
             if file.read(16) != b"SQLite format 3\0":
                 return zoho_orm_store.FileStoreFile(path)
         source = f"sqlite:///{path}"
+    missing = missing_file(checked_url(source))
+    if missing is not None:
+        raise ConfigurationError(f"The file {missing} does not exist.")
     return zoho_orm_store.TokenTable(source, table, cipher=env_cipher())
 
 
@@ -262,33 +334,52 @@ def _age(text: str) -> timedelta:
     units = {"h": "hours", "d": "days", "w": "weeks"}
     match = re.fullmatch(r"(\d{1,5})([hdw])", text)
     if match is None:
-        raise ConfigurationError(f"An age is a number of h, d or w, such as 90d, not {text!r}.")
+        raise CommandLineError(f"--idle takes a number of h, d or w, such as 90d, not {text!r}.")
     return timedelta(**{units[match[2]]: int(match[1])})
 
 
+def _sort_key(record: TokenRecord, sort: Sort) -> tuple[bool, str | float]:
+    """What to sort by; unknown values come last."""
+    if sort is Sort.user:
+        return record.user_name is None, record.user_name or ""
+    if sort is Sort.expiry:
+        return record.expiry_time is None, record.expiry_time or 0
+    saved = record.updated_at
+    return saved is None, 0.0 if saved is None else (utc_now() - saved).total_seconds()
+
+
 def _summary(record: TokenRecord) -> tuple[str, ...]:
+    saved = record.updated_at
     return (
         record.id or "",
         record.user_name or "-",
         record.client_id or "-",
         _data_centre(record.api_domain),
         _lives(record.expiry_time),
-        f"{record.updated_at:%Y-%m-%d %H:%M}" if record.updated_at else "-",
+        f"{duration(max(0, (utc_now() - saved).total_seconds()), short=True)} ago"
+        if saved
+        else "-",
     )
 
 
-def _columns(*values: str) -> str:
-    """One line of the table, as wide as the terminal; its values are those of `_summary`."""
-    flexible = max(30, shutil.get_terminal_size((140, 24)).columns - 70)
-    widths = (32, flexible * 2 // 3, flexible // 3, 7, 8, 16)
-    cells = zip(map(_printable, values), widths, strict=True)
-    cut = (text if len(text) <= width else f"{text[: width - 1]}…" for text, width in cells)
-    return " ".join(f"{text:<{width}}" for text, width in zip(cut, widths, strict=True)).rstrip()
+def _columns(id_: str, user: str, client: str, *others: str) -> str:
+    """One line of the table, as wide as the terminal."""
+    from rich.cells import cell_len, set_cell_size
 
-
-def _printable(text: str) -> str:
-    """A text that cannot move the terminal's cursor or change its colours."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    columns = shutil.get_terminal_size((140, 24)).columns
+    space = columns - _ID - _DC - _LIVES - _SAVED - 4
+    middle = [(user, max(10, space))]
+    if columns >= _WIDE:
+        for_user = space * 2 // 3
+        middle = [(user, for_user), (client, space - for_user - 1)]
+    cells = [(id_, _ID), *middle, *zip(others, (_DC, _LIVES, _SAVED), strict=True)]
+    line = []
+    for text, width in cells:
+        clean = printable(text)
+        if cell_len(clean) > width:
+            clean = f"{set_cell_size(clean, width - 1)}…"
+        line.append(set_cell_size(clean, width))
+    return " ".join(line).rstrip()
 
 
 def _data_centre(api_domain: str | None) -> str:
@@ -304,9 +395,4 @@ def _lives(expiry_time: int | None) -> str:
     if expiry_time is None:
         return "unknown"
     seconds = expiry_time / 1000 - time.time()
-    if seconds <= 0:
-        return "ended"
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return "ended" if seconds <= 0 else duration(seconds, short=True)

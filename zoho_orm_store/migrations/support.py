@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import alembic.op
+from sqlalchemy import table as table_clause
 
 from zoho_orm_store._database.errors import our_errors
 from zoho_orm_store._schema import fixed_schema
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INNODB",
+    "Report",
+    "alter_table",
     "altered",
     "is_offline",
     "op",
     "refuse_dependent_objects",
+    "report",
     "revision_step",
     "running",
     "table_schema",
@@ -53,14 +58,41 @@ op = cast("Operations", _CurrentOperations())
 """
 
 
+@dataclass
+class Report:
+    """What the revisions of one run did to tokens.
+
+    Attributes:
+        adopted: How many tokens of the SDK's table were adopted.
+        renumbered: The ids that were changed, and what they became.
+    """
+
+    adopted: int = 0
+    renumbered: dict[str, str] = field(default_factory=dict)
+
+
+_report: ContextVar[Report | None] = ContextVar("zoho_orm_store_report", default=None)
+
+
+def report() -> Report:
+    """The report of this run. In Alembic's own environment nobody reads it."""
+    return _report.get() or Report()
+
+
 @contextmanager
-def running(operations: Operations) -> Iterator[None]:
-    """Let the revisions that run inside the ``with`` block use these operations."""
-    token = _operations.set(operations)
+def running(operations: Operations) -> Iterator[Report]:
+    """Let the revisions that run inside the ``with`` block use these operations.
+
+    Yields:
+        What the revisions report.
+    """
+    result = Report()
+    token, report_token = _operations.set(operations), _report.set(result)
     try:
-        yield
+        yield result
     finally:
         _operations.reset(token)
+        _report.reset(report_token)
 
 
 def revision_step(step: Callable[[], None]) -> Callable[[], None]:
@@ -101,6 +133,13 @@ def altered(table: str, recreate: Literal["auto", "always"] = "auto") -> Iterato
     views = nullcontext() if is_offline() else views_ignored(op.get_bind())
     with views, op.batch_alter_table(table, schema=table_schema(), recreate=recreate) as batch:
         yield batch
+
+
+def alter_table(table: str, changes: Iterable[str]) -> None:
+    """Make several changes of a table in one statement, on MySQL and MariaDB."""
+    preparer = op.get_context().dialect.identifier_preparer
+    name = preparer.format_table(table_clause(table, schema=table_schema()))
+    op.execute(f"ALTER TABLE {name} {', '.join(changes)}")
 
 
 def refuse_dependent_objects(table: str, columns: Iterable[str]) -> None:

@@ -23,7 +23,13 @@ from zoho_orm_store.testing.accounts import (
     Client,
     Failure,
 )
-from zoho_orm_store.testing.loopback import Counts, Kind, LoopbackZoho, RecordedRequest
+from zoho_orm_store.testing.loopback import (
+    Counts,
+    Kind,
+    LoopbackZoho,
+    RecordedRequest,
+    RemoteZoho,
+)
 
 __all__ = [
     "ACCESS_DENIED",
@@ -37,4 +43,5 @@ __all__ = [
     "Kind",
     "LoopbackZoho",
     "RecordedRequest",
+    "RemoteZoho",
 ]

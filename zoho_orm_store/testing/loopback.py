@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import socketserver
 import sys
@@ -9,14 +10,22 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
+from urllib.request import ProxyHandler, build_opener
 
 from zoho_orm_store.errors import MissingDependencyError
-from zoho_orm_store.testing.accounts import SERVER_ERROR, Accounts, Failure, RefusedError
+from zoho_orm_store.testing.accounts import (
+    DEFAULT_USER,
+    SERVER_ERROR,
+    Accounts,
+    Client,
+    Failure,
+    RefusedError,
+)
 from zoho_orm_store.testing.crm import Answer, consent_answer, crm_answer, json_answer
 
 if TYPE_CHECKING:
@@ -25,13 +34,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
     from zohocrmsdk.src.com.zoho.crm.api.dc.data_center import DataCenter
 
-__all__ = ["Counts", "Kind", "LoopbackZoho", "RecordedRequest"]
+__all__ = ["Counts", "Kind", "LoopbackZoho", "RecordedRequest", "RemoteZoho"]
 
 Kind: TypeAlias = Literal["consent", "exchange", "refresh", "revoke", "api", "unknown"]
 """The kind of a request; see `RecordedRequest`."""
 
 _CONSENT_PATH = "/oauth/v2/auth"
 _TOKEN_PATH = "/oauth/v2/token"  # noqa: S105 - a path
+_DESCRIPTION_PATH = "/.well-known/loopback-zoho"
+_CONNECT_TIMEOUT = 10.0
 _Socket: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 
 
@@ -79,8 +90,87 @@ class Counts:
     api_calls: int
 
 
+class _Addresses:
+    """Where a loopback Zoho answers."""
+
+    @property
+    def url(self) -> str:
+        """The API domain, ``http://127.0.0.1:<port>``."""
+        raise NotImplementedError
+
+    @property
+    def accounts_url(self) -> str:
+        """The URL for token requests."""
+        return self.url + _TOKEN_PATH
+
+    @property
+    def consent_url(self) -> str:
+        """The URL of the page on which a user gives consent in a browser.
+
+        The page takes the same parameters as Zoho's own: ``client_id``, ``redirect_uri`` (the
+        client's), ``response_type``, ``scope``, ``access_type`` and ``state``.
+        """
+        return self.url + _CONSENT_PATH
+
+    def environment(self) -> DataCenter.Environment:
+        """Return the environment for the SDK's ``Initializer``.
+
+        Raises:
+            MissingDependencyError: The Zoho CRM SDK is not installed.
+        """
+        try:
+            from zohocrmsdk.src.com.zoho.crm.api.dc.data_center import DataCenter
+        except ImportError:
+            raise MissingDependencyError("zohocrmsdk8-0", "sdk") from None
+        urls = (self.url, self.accounts_url, self.url)
+        try:
+            return DataCenter.Environment(*urls)
+        except TypeError:  # zohocrmsdk5-0 requires a name as well, but never reads it.
+            return DataCenter.Environment(*urls, "loopback")
+
+
+class RemoteZoho(_Addresses):
+    """A `LoopbackZoho` that runs in another process; `LoopbackZoho.connect` makes it.
+
+    Only the process that runs the `LoopbackZoho` can issue tokens, count requests and so on.
+
+    Attributes:
+        client: The default client.
+        zgid: The id of the organization.
+    """
+
+    def __init__(self, url: str, client: Client, zgid: str) -> None:
+        self._url = url
+        self.client = client
+        self.zgid = zgid
+
+    @property
+    def url(self) -> str:
+        """The API domain, ``http://127.0.0.1:<port>``."""
+        return self._url
+
+    @property
+    def client_id(self) -> str:
+        """The id of the default client."""
+        return self.client.client_id
+
+    @property
+    def client_secret(self) -> str:
+        """The secret of the default client."""
+        return self.client.client_secret
+
+    @property
+    def redirect_url(self) -> str:
+        """The redirect URL of the default client."""
+        return self.client.redirect_url
+
+    def user_name(self, user: str = DEFAULT_USER) -> str:
+        """Return the name that the SDK gives this user's ``UserSignature``: ``email:zgid``."""
+        return f"{user}:{self.zgid}"
+
+
 @dataclass(kw_only=True, repr=False, eq=False)
-class LoopbackZoho(Accounts):
+class LoopbackZoho(_Addresses, Accounts):
     """Zoho Accounts and a small part of Zoho CRM on a port of 127.0.0.1.
 
     Use it as a context manager, or call `start` and `close`. Any email address is a user, and all
@@ -115,6 +205,30 @@ class LoopbackZoho(Accounts):
         self._failures: Iterator[Failure] = iter(())
         self._requests: list[RecordedRequest] = []
 
+    @classmethod
+    def connect(cls, url: str) -> RemoteZoho:
+        """Return what another process needs to know about a running `LoopbackZoho`.
+
+        Args:
+            url: The `url` of the one that runs.
+
+        Raises:
+            ConnectionError: None answers there.
+        """
+        base = url.rstrip("/")
+        # A proxy of the environment cannot reach this machine's own address.
+        opener = build_opener(ProxyHandler({}))
+        try:
+            with opener.open(f"{base}{_DESCRIPTION_PATH}", timeout=_CONNECT_TIMEOUT) as answer:
+                described = json.load(answer)
+            return RemoteZoho(base, Client(**described["client"]), described["zgid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise ConnectionError(
+            f"No LoopbackZoho answers at {base}. Start one in another process, or run: "
+            "zoho-orm-store loopback"
+        )
+
     def start(self) -> Self:
         """Start the server, and return this object. After `close`, it keeps its port."""
         if self._server is None:
@@ -142,36 +256,6 @@ class LoopbackZoho(Accounts):
         if not self.port:
             raise RuntimeError("LoopbackZoho has no port yet. Call start(), or use a with block.")
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def accounts_url(self) -> str:
-        """The URL for token requests."""
-        return self.url + _TOKEN_PATH
-
-    @property
-    def consent_url(self) -> str:
-        """The URL of the page on which a user gives consent in a browser.
-
-        The page takes the same parameters as Zoho's own: ``client_id``, ``redirect_uri`` (the
-        client's), ``response_type``, ``scope``, ``access_type`` and ``state``.
-        """
-        return self.url + _CONSENT_PATH
-
-    def environment(self) -> DataCenter.Environment:
-        """Return the environment for the SDK's ``Initializer``.
-
-        Raises:
-            MissingDependencyError: The Zoho CRM SDK is not installed.
-        """
-        try:
-            from zohocrmsdk.src.com.zoho.crm.api.dc.data_center import DataCenter
-        except ImportError:
-            raise MissingDependencyError("zohocrmsdk8-0", "sdk") from None
-        urls = (self.url, self.accounts_url, self.url)
-        try:
-            return DataCenter.Environment(*urls)
-        except TypeError:  # zohocrmsdk5-0 requires a name as well, but never reads it.
-            return DataCenter.Environment(*urls, "loopback")
 
     def fail(self, failure: Failure = SERVER_ERROR, *, times: int | None = 1) -> None:
         """Make the next requests to Zoho Accounts fail. This replaces an earlier `fail`.
@@ -219,6 +303,9 @@ class LoopbackZoho(Accounts):
         at = time.time()
         url = urlsplit(target)
         params = dict(parse_qsl(url.query)) | dict(parse_qsl(body))
+        if url.path == _DESCRIPTION_PATH:
+            # It is no request of the SDK's, so it is neither delayed nor recorded.
+            return json_answer(200, {"client": asdict(self.client), "zgid": self.zgid})
         kind = _kind(method, url.path, params)
         if kind not in ("api", "consent") and self.delay and self._closing.wait(self.delay):
             return Answer(None)

@@ -12,7 +12,8 @@ Revises: zoho_orm_store_0001
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from itertools import count
@@ -24,10 +25,12 @@ from sqlalchemy.dialects import mysql
 from zoho_orm_store.errors import SchemaError
 from zoho_orm_store.migrations.support import (
     INNODB,
+    alter_table,
     altered,
     is_offline,
     op,
     refuse_dependent_objects,
+    report,
     revision_step,
     table_schema,
 )
@@ -40,6 +43,8 @@ depends_on = None
 TABLE = "oauthtoken"
 LEASES = "oauthtoken_refresh_lease"
 BATCH = 500
+PAGE = 5000  # rows of which little is read
+NAMED = 100  # how many ids one log record names
 MARK = "$zos1$"  # what an encrypted value begins with
 LITERAL = "$zos1$$"  # what plain text gets in front that begins like an encrypted value
 MYSQL_FAMILY = ("mysql", "mariadb")
@@ -90,6 +95,9 @@ DIGESTED = {
     "refresh_token": "refresh_digest",
     "grant_token": "grant_digest",
 }
+IDENTIFYING = ("user_name", "refresh_token", "grant_token", "access_token")
+"""What makes a row one of its kind: the first of these that is known, and the client."""
+
 rows = sa.Table(
     TABLE,
     sa.MetaData(),
@@ -99,6 +107,7 @@ rows = sa.Table(
 )
 
 logger = logging.getLogger("zoho_orm_store.migrations")
+adoption_logger = logging.getLogger("zoho_orm_store")
 
 
 @revision_step
@@ -110,10 +119,12 @@ def upgrade() -> None:
         clear_unreadable_expiries()
     widen()
     if to_convert:
-        clear_blanks()
         convert_rows()
     if not is_offline():
         collapse_identities()
+        merge_rows_without_user()
+    if to_convert:
+        report_adoption()
     tighten()
     create_leases()
 
@@ -159,11 +170,13 @@ def clear_unreadable_expiries() -> None:
     """Clear expiries that are not integers. The SDK then learns the expiry by itself."""
     connection = op.get_bind()
     clear = sa.update(rows).where(rows.c.id == sa.bindparam("row_id")).values(expiry_time=None)
-    for ids in batches(connection):
-        found = connection.execute(select("id", "expiry_time").where(rows.c.id.in_(ids)))
-        unreadable = [row.id for row in found if not is_readable(row.expiry_time)]
+    page = select("id", "expiry_time").order_by(rows.c.id).limit(PAGE)
+    found = connection.execute(page).all()
+    while found:
+        unreadable = [{"row_id": row.id} for row in found if not is_readable(row.expiry_time)]
         if unreadable:
-            connection.execute(clear, [{"row_id": id_} for id_ in unreadable])
+            connection.execute(clear, unreadable)
+        found = connection.execute(page.where(rows.c.id > found[-1].id)).all()
 
 
 def is_readable(expiry: object) -> bool:
@@ -179,7 +192,9 @@ def is_readable(expiry: object) -> bool:
 
 def widen() -> None:
     """Give every column the type it has in the models, and add ours, nullable for now."""
-    make_text_exact()
+    if is_mysql():
+        widen_on_mysql()
+        return
     present = columns_present()
     with altered(TABLE) as table:
         table.alter_column(
@@ -202,17 +217,37 @@ def widen() -> None:
                 table.add_column(sa.Column(name, type_, nullable=True))
 
 
-def make_text_exact() -> None:
-    """Compare text byte for byte on MySQL and MariaDB, whose default collations do not."""
-    if op.get_context().dialect.name not in MYSQL_FAMILY:
-        return
-    if not is_offline():
-        options = sa.inspect(op.get_bind()).get_table_options(TABLE, schema=table_schema())
-        if "utf8mb4_bin" in options.values():
-            return
-    preparer = op.get_context().dialect.identifier_preparer
-    name = preparer.format_table(sa.table(TABLE, schema=table_schema()))
-    op.execute(f"ALTER TABLE {name} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+def widen_on_mysql() -> None:
+    """Do the same in one statement, since each one copies the table.
+
+    It also makes text compare byte for byte, which the default collations do not.
+    """
+    changes = [] if is_text_exact() else ["CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"]
+    changes.append(f"MODIFY id {type_name(id_type())} NOT NULL")
+    changes += [f"MODIFY {name} {type_name(type_)} NULL" for name, type_ in WIDER.items()]
+    changes.append("MODIFY expiry_time BIGINT NULL")
+    present = columns_present()
+    changes += [
+        f"ADD COLUMN {name} {type_name(type_)} NULL"
+        for name, type_ in ADDED.items()
+        if name not in present
+    ]
+    alter_table(TABLE, changes)
+
+
+def is_mysql() -> bool:
+    return op.get_context().dialect.name in MYSQL_FAMILY
+
+
+def is_text_exact() -> bool:
+    if is_offline():
+        return False
+    options = sa.inspect(op.get_bind()).get_table_options(TABLE, schema=table_schema())
+    return "utf8mb4_bin" in options.values()
+
+
+def type_name(type_: sa.types.TypeEngine[Any]) -> str:
+    return type_.compile(op.get_context().dialect)
 
 
 def id_type() -> sa.types.TypeEngine[str]:
@@ -225,21 +260,25 @@ def id_type() -> sa.types.TypeEngine[str]:
     return mysql.VARCHAR(255, charset="utf8mb4", collation=collation)
 
 
-def clear_blanks() -> None:
-    """Make one of the two ways in which the SDK's stores say that a value is unknown."""
-    for name in TEXTS:
-        is_blank = sa.func.length(rows.c[name]) == 0
-        op.get_bind().execute(sa.update(rows).where(is_blank).values({name: None}))
-
-
 def convert_rows() -> None:
     """Write what our columns hold about the existing rows, oldest ids first.
 
-    No secret is written, so that none is among the parameters that an error or a log may show.
+    The SDK's stores say in two ways that a value is unknown; only NULL is left. No secret is among
+    the parameters, which an error or a log may show.
     """
-    connection = op.get_bind()
-    change = sa.update(rows).where(rows.c.id == sa.bindparam("row_id"))
     start = datetime.now(timezone.utc).replace(tzinfo=None)
+    if op.get_context().dialect.name == "sqlite":
+        convert_one_by_one(start)
+    else:
+        convert_on_the_server(start)
+
+
+def convert_one_by_one(start: datetime) -> None:
+    connection = op.get_bind()
+    for name in TEXTS:
+        is_blank = sa.func.length(rows.c[name]) == 0
+        connection.execute(sa.update(rows).where(is_blank).values({name: None}))
+    change = sa.update(rows).where(rows.c.id == sa.bindparam("row_id"))
     ticks = count()
     for ids in batches(connection):
         by_id = {record["id"]: record for record in records(connection, rows.c.id.in_(ids))}
@@ -251,26 +290,155 @@ def convert_rows() -> None:
         connection.execute(change, values)
 
 
+def convert_on_the_server(start: datetime) -> None:
+    """Convert all rows in one statement, which takes a fraction of the time of one for each."""
+    position = sa.func.row_number().over(order_by=in_order()).label("position")
+    ordered = sa.select(rows.c.id.label("row_id"), position).subquery("ordered")
+    begin = sa.bindparam("start", start, ADDED["created_at"])
+    saved_at: Any
+    if is_mysql():
+        saved_at = sa.func.timestampadd(sa.text("MICROSECOND"), ordered.c.position, begin)
+    else:
+        saved_at = begin + ordered.c.position * sa.text("interval '1 microsecond'")
+    known = {name: sa.case((sa.func.length(rows.c[name]) > 0, rows.c[name])) for name in TEXTS}
+    values = known | digests_in_sql(known) | {"created_at": saved_at, "updated_at": saved_at}
+    change = sa.update(rows).where(rows.c.id == ordered.c.row_id).values(values)
+    op.get_bind().execute(change)
+
+
+def digests_in_sql(known: dict[str, Any]) -> dict[str, Any]:
+    """What `digests_of` returns, as expressions for PostgreSQL, MariaDB and MySQL."""
+    client = sa.func.coalesce(known["client_id"], "")
+    identities = [
+        (known[name].is_not(None), digest_in_sql("identity", name, known[name], client))
+        for name in IDENTIFYING
+    ]
+    by_id = digest_in_sql("identity", "id", rows.c.id, "")
+    digests = {"identity": sa.case(*identities, else_=by_id)}
+    for name, column in DIGESTED.items():
+        digests[column] = digest_in_sql(name, known[name])  # NULL if the value is.
+    return digests
+
+
+def digest_in_sql(*parts: Any) -> Any:  # noqa: ANN401
+    framed: Any = sa.literal("")
+    for part in parts:
+        if isinstance(part, str):
+            framed = framed + f"{len(part)}:{part}"
+        elif is_mysql():
+            # The column of an old table may have a character set of its own.
+            exact = sa.func.convert(part.op("USING")(sa.text("utf8mb4")))
+            framed = framed + sa.cast(sa.func.length(exact), sa.String) + ":" + exact
+        else:
+            length = sa.func.octet_length(sa.func.convert_to(part, "UTF8"))
+            framed = framed + sa.cast(length, sa.String) + ":" + part
+    if is_mysql():
+        return sa.func.sha2(framed, 256)
+    return sa.func.encode(sa.func.sha256(sa.func.convert_to(framed, "UTF8")), "hex")
+
+
 def collapse_identities() -> None:
     """Make one row of those that the SDK's stores have written for one user and client."""
-    connection = op.get_bind()
-    repeated = sa.select(rows.c.identity).group_by(rows.c.identity).having(sa.func.count() > 1)
-    for identity in connection.scalars(repeated).all():
-        found = sorted(records(connection, rows.c.identity == identity), key=age)
-        newest, combined = found[-1], merged(found)
-        learned = {name: combined[name] for name in VALUES if combined[name] != newest[name]}
-        dropped = [record["id"] for record in found[:-1]]
-        connection.execute(sa.delete(rows).where(rows.c.id.in_(dropped)))
-        keep = sa.update(rows).where(rows.c.id == newest["id"])
-        connection.execute(keep.values(learned | digests_of(combined)))
+    for groups in repeated("identity", identity_of):
+        kept = [(max(group, key=age), group) for group in groups]
+        combine(kept, "rows of one user and client (or of one token); the newest")
+
+
+def merge_rows_without_user() -> None:
+    """Make one row of a user's own row and one without a user that holds its refresh token."""
+    lacks_user = sa.func.count(rows.c.user_digest) < sa.func.count()
+    for groups in repeated("refresh_digest", lambda record: record["refresh_token"], lacks_user):
+        combine(
+            (tie for group in groups for tie in ties(group)),
+            "rows with one refresh token; the one that says most about whose it is",
+        )
+
+
+def repeated(
+    column: str, key: Callable[[dict[str, Any]], str], *having: sa.ColumnElement[bool]
+) -> Iterator[Iterable[list[dict[str, Any]]]]:
+    """The groups of rows that have the same digest in a column, in batches of groups.
+
+    Args:
+        column: The column.
+        key: What the digest is made of, from a row.
+        having: More conditions for a group.
+    """
+    connection, value = op.get_bind(), rows.c[column]
+    several = sa.select(value).where(value.is_not(None)).group_by(value)
+    digests = connection.scalars(several.having(sa.func.count() > 1, *having)).all()
+    for start in range(0, len(digests), BATCH):
+        groups: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for record in records(connection, value.in_(digests[start : start + BATCH])):
+            groups[key(record)].append(record)
+        yield groups.values()
+
+
+def ties(
+    group: Sequence[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each row with the others that turn out to be the same token, of those with one refresh token.
+
+    A row without a user is the same token as the row of a user with the same client, or as one
+    that differs only in that its client is known. A client that is not known differs from none.
+    """
+    same = defaultdict(list)
+    for other in group:
+        targets = [record for record in group if is_absorbed(other, record)]
+        if targets:
+            target = max(targets, key=lambda record: (record["user_name"] is not None, age(record)))
+            same[target["id"]].append(other)
+    for record in group:
+        if record["id"] in same:
+            yield record, [record, *same[record["id"]]]
+
+
+def is_absorbed(other: dict[str, Any], record: dict[str, Any]) -> bool:
+    if other["user_name"] is not None or other["client_id"] not in (None, record["client_id"]):
+        return False
+    return record["user_name"] is not None or other["client_id"] != record["client_id"]
+
+
+def combine(
+    merging: Iterable[tuple[dict[str, Any], Sequence[dict[str, Any]]]], description: str
+) -> None:
+    """Make one row of several, with the newest values.
+
+    Args:
+        merging: The row to keep, and all of the rows that become it.
+        description: What the rows have in common, and which one is kept, for the log.
+    """
+    dropped, changes = [], []
+    for kept, group in merging:
+        found = sorted(group, key=age)
+        combined = merged(found) | {"id": kept["id"]}
+        if combined != kept:
+            values = {name: combined[name] for name in VALUES}
+            changes.append({"row_id": kept["id"]} | values | digests_of(combined))
+        ids = [record["id"] for record in found if record is not kept]
+        dropped += ids
         logger.warning(
-            "The table %s held %d rows of one user and client (or of one token); "
-            "the newest, with id %r, was kept, and those with the ids %s were dropped.",
+            "The table %s held %d %s, with id %r, was kept, and those with the ids %s were "
+            "dropped.",
             TABLE,
             len(found),
-            newest["id"],
-            ", ".join(map(repr, dropped)),
+            description,
+            kept["id"],
+            ", ".join(map(repr, ids)),
         )
+    connection = op.get_bind()
+    for start in range(0, len(dropped), BATCH):
+        connection.execute(sa.delete(rows).where(rows.c.id.in_(dropped[start : start + BATCH])))
+    if changes:
+        keep = sa.update(rows).where(rows.c.id == sa.bindparam("row_id"))
+        connection.execute(keep, changes)
+
+
+def report_adoption() -> None:
+    adopted = op.get_bind().scalar(sa.select(sa.func.count()).select_from(rows)) or 0
+    report().adopted = adopted
+    if adopted:
+        adoption_logger.info("Adopted the %d tokens of the SDK's table %s.", adopted, TABLE)
 
 
 def age(record: dict[str, Any]) -> tuple[int, int, str]:
@@ -302,7 +470,7 @@ def digests_of(record: dict[str, Any]) -> dict[str, str | None]:
 
 def identity_of(record: dict[str, Any]) -> str:
     """The digest of what makes a row one of its kind: its user, or the first token it holds."""
-    for name in ("user_name", "refresh_token", "grant_token", "access_token"):
+    for name in IDENTIFYING:
         if record[name] is not None:
             return digest("identity", name, record[name], record["client_id"] or "")
     return digest("identity", "id", record["id"], "")
@@ -314,19 +482,26 @@ def digest(*parts: str) -> str:
 
 
 def tighten() -> None:
+    present = set() if is_offline() else indexes_present()
+    missing = [name for name in INDEXED if f"ix_{TABLE}_{name}" not in present]
+    if is_mysql():
+        changes = [f"MODIFY {name} {type_name(ADDED[name])} NOT NULL" for name in REQUIRED]
+        for name in missing:
+            unique = "UNIQUE " if name == "identity" else ""
+            changes.append(f"ADD {unique}INDEX ix_{TABLE}_{name} ({name})")
+        alter_table(TABLE, changes)
+        return
     with altered(TABLE) as table:
         for name in REQUIRED:
             table.alter_column(name, existing_type=ADDED[name], nullable=False)
-    present = set() if is_offline() else indexes_present()
-    for name in INDEXED:
-        if f"ix_{TABLE}_{name}" not in present:
-            op.create_index(
-                f"ix_{TABLE}_{name}",
-                TABLE,
-                [name],
-                unique=name == "identity",
-                schema=table_schema(),
-            )
+    for name in missing:
+        op.create_index(
+            f"ix_{TABLE}_{name}",
+            TABLE,
+            [name],
+            unique=name == "identity",
+            schema=table_schema(),
+        )
 
 
 def create_leases() -> None:
@@ -354,6 +529,7 @@ def downgrade() -> None:
     if not is_offline():
         refuse_encrypted_tokens()
         take_literal_marks_away()
+        make_ids_whole_numbers()
     op.drop_table(LEASES, schema=table_schema())
     for name in INDEXED:
         op.drop_index(f"ix_{TABLE}_{name}", TABLE, schema=table_schema())
@@ -368,12 +544,63 @@ def downgrade() -> None:
         )
 
 
+def make_ids_whole_numbers() -> None:
+    """Change ids with which the SDK's stores cannot work: they compute the next one from the last.
+
+    The change is reported.
+    """
+    connection = op.get_bind()
+    ids = connection.scalars(sa.select(rows.c.id).order_by(rows.c.created_at, rows.c.id)).all()
+    renumbered = new_ids(ids)
+    if not renumbered:
+        return
+    pairs = [*renumbered.items()]
+    change = sa.update(rows).where(rows.c.id == sa.bindparam("old"))
+    change = change.values(id=sa.bindparam("new"))
+    for start in range(0, len(pairs), BATCH):
+        connection.execute(change, [{"old": a, "new": b} for a, b in pairs[start : start + BATCH]])
+    report().renumbered |= renumbered
+    for start in range(0, len(pairs), NAMED):
+        logger.warning(
+            "Tokens in the table %s got new ids, because the SDK's stores need whole numbers that "
+            "they can count on from: %s.",
+            TABLE,
+            ", ".join(f"{old!r} is now {new!r}" for old, new in pairs[start : start + NAMED]),
+        )
+
+
+def new_ids(ids: Sequence[str]) -> dict[str, str]:
+    """The ids to change, and what they become, so that the SDK's stores can add a token.
+
+    Args:
+        ids: All ids, the oldest first.
+    """
+    kept = [id_ for id_ in ids if is_whole_number(id_)]
+    first = max(map(int, kept), default=0) + 1
+    others = [id_ for id_ in ids if not is_whole_number(id_)]
+    changed = {id_: str(number) for number, id_ in enumerate(others, first)}
+    # The DBStore takes the last id in the order of text, in which "9" comes after "10", and adds 1.
+    used = {*kept, *changed.values()}
+    last = max(used, default="0")
+    if str(int(last) + 1) in used:
+        moved = others[-1] if others else last
+        changed[moved] = last.ljust(10, "0") if len(last) < 10 else f"{last}0"
+    return changed
+
+
+def is_whole_number(id_: str) -> bool:
+    return id_.isascii() and id_.isdigit()
+
+
 def batches(connection: sa.Connection) -> Iterator[Sequence[str]]:
     """The ids of all rows, in batches, numbers in the order in which the SDK counts them."""
-    order = (sa.func.length(rows.c.id), rows.c.id)
-    ids = connection.scalars(sa.select(rows.c.id).order_by(*order)).all()
+    ids = connection.scalars(sa.select(rows.c.id).order_by(*in_order())).all()
     for start in range(0, len(ids), BATCH):
         yield ids[start : start + BATCH]
+
+
+def in_order() -> tuple[sa.ColumnElement[Any], ...]:
+    return sa.func.length(rows.c.id), rows.c.id
 
 
 def select(*names: str) -> sa.Select[tuple[object, ...]]:
