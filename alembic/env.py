@@ -48,8 +48,12 @@ def run_online(connection: Connection) -> None:
                 version_table_schema=schema,
                 include_name=is_ours,
             )
-            with context.begin_transaction():
-                context.run_migrations()
+            try:
+                with context.begin_transaction():
+                    context.run_migrations()
+            except CommandError as error:
+                # Any other error would be taken for one of the database.
+                raise ConfigurationError(str(error)) from None
         commit_schema_change(connection)
 
 
@@ -70,7 +74,7 @@ try:
     if context.is_offline_mode():
         run_offline()
     else:
-        with closing(open_database(url())) as database:
+        with closing(open_database(url(), retry_for=30.0)) as database:
             database.write(run_online)
 except ZohoOrmStoreError as error:
     # Alembic prints it on one line, and no traceback.

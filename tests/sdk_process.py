@@ -17,10 +17,12 @@ from zohocrmsdk.src.com.zoho.crm.api.record import GetRecordsParam, RecordOperat
 from zohocrmsdk.src.com.zoho.crm.api.users import GetUsersParam, UsersOperations
 
 from zoho_orm_store import SQLAlchemyTokenStore
-from zoho_orm_store.testing import LoopbackZoho
+from zoho_orm_store.testing import LoopbackZoho, RemoteZoho
 
 
-def start(zoho: LoopbackZoho, token: OAuthToken, store: object, folder: object) -> None:
+def start(
+    zoho: LoopbackZoho | RemoteZoho, token: OAuthToken, store: object, folder: object
+) -> None:
     """Start the SDK, which writes nothing outside of the folder and no log."""
     Initializer.initialize(
         environment=zoho.environment(),
@@ -50,7 +52,7 @@ def last_names() -> list[str]:
 def main() -> None:
     given = json.load(sys.stdin)
     token = OAuthToken(**given["token"])
-    zoho = LoopbackZoho(port=given["port"])  # never started: it knows where the running one is
+    zoho = LoopbackZoho.connect(f"http://127.0.0.1:{given['port']}")
     with SQLAlchemyTokenStore(given["url"], create_schema=False) as store:
         start(zoho, token, store, given["folder"])
         answer = {"pid": os.getpid(), "id": token.get_id(), "user": whoami(), "leads": last_names()}

@@ -93,6 +93,20 @@ def test_threads_act_as_users_of_their_own(started, zoho):
 
 
 @in_memory
+def test_a_token_whose_user_is_not_known_yet(started, zoho):
+    """The SDK names a file after the user, whom it finds out in the middle of the first call."""
+    token = OAuthToken(
+        client_id=zoho.client_id,
+        client_secret=zoho.client_secret,
+        refresh_token=zoho.issue_refresh_token(ADA),
+    )
+    started.save_token(token)
+    with started.acting_as(token.get_id()) as acting:
+        assert last_names()
+        assert acting.get_user_signature().get_name() == zoho.user_name(ADA)
+
+
+@in_memory
 def test_blocks_may_stand_in_one_another_and_end_with_errors(started, zoho):
     with started.acting_as(login(zoho, ADA)):
         with pytest.raises(ZeroDivisionError), started.acting_as(login(zoho, BOB)):  # noqa: PT012

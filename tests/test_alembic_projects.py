@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from databases import DATABASES
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import MetaData, create_engine, inspect, text
 from test_migrations import SAMPLE_DDL
 
-from zoho_orm_store import SQLAlchemyTokenStore, provision
+from zoho_orm_store import SQLAlchemyTokenStore, metadata, provision
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,6 +56,19 @@ def installed(tmp_path_factory):
     where = (sys.executable, "-c", "import zoho_orm_store; print(zoho_orm_store.__file__)")
     assert str(packages) in run(*where, cwd=folder, PYTHONPATH=str(packages))
     return packages
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written_into_the_package(request):
+    """Alembic puts a new revision beside its parent, which may be one of ours."""
+    yield
+    if "installed" in request.fixturenames:
+        found = revision_files(request.getfixturevalue("installed"))
+        assert found == revision_files(ROOT)
+
+
+def revision_files(folder):
+    return {path.name for path in (folder / "zoho_orm_store/migrations/versions").glob("*.py")}
 
 
 def run(*command, cwd=None, fails=False, **env):
@@ -100,6 +116,9 @@ class Project:
                 f"target_metadata=target_metadata, {filter}=zoho_orm_store.provision.{filter}",
             )
 
+    def revisions(self):
+        return [path.name for path in (self.folder / "migrations" / "versions").glob("*.py")]
+
     def tables(self):
         engine = create_engine(self.url)
         names = set(inspect(engine).get_table_names())
@@ -138,27 +157,139 @@ def test_our_metadata_among_the_autogenerate_targets(project):
     assert project.tables() == {"alembic_version"}
 
 
+def documented_lines(which):
+    """The lines for alembic.ini on the page about provisioning, for a kind of project."""
+    page = (ROOT / "docs" / "provisioning.md").read_text()
+    (block,) = re.findall(rf"```ini\n; {which}[^\n]*\n(.*?)```", page, re.DOTALL)
+    return block
+
+
 def use_our_lineage(project, separator="newline"):
-    project.edit("alembic.ini", "^path_separator = os$", f"path_separator = {separator}")
-    project.edit(
-        "alembic.ini",
-        r"^# version_locations = .*$",
-        "version_locations =\n    %(here)s/migrations/versions\n"
-        "    zoho_orm_store:migrations/versions",
-    )
+    project.edit("alembic.ini", "^path_separator = os\n", "")
+    lines = documented_lines("alembic").replace("= newline", f"= {separator}")
+    project.edit("alembic.ini", r"^\[alembic\]\n", f"[alembic]\n{lines}")
 
 
 @on_each_database(asynchronous="postgresql")
-def test_our_lineage_in_its_version_locations(project):
+@pytest.mark.parametrize("has_revision", [True, False])
+def test_our_lineage_in_its_version_locations(project, has_revision):
+    project.target("Base.metadata", filter="include_name")
+    if has_revision:
+        project.alembic("revision", "--autogenerate", "-m", "things")
+    else:
+        project.alembic("revision", "-m", "start")
+    use_our_lineage(project)
+    project.alembic("merge", "heads", "-m", "add the token store")
+    project.alembic("upgrade", "head")
+    if not has_revision:
+        project.alembic("revision", "--autogenerate", "-m", "things")
+        project.alembic("upgrade", "head")
+    assert project.tables() == {*OURS, "thing", "alembic_version"}
+    project.alembic("check")
+    provision.check(project.url)
+    assert len(project.revisions()) == 3 - has_revision
+    project.alembic("downgrade", "base")
+    assert project.tables() == {"alembic_version"}
+
+
+LATER_RELEASE = """
+from zoho_orm_store.migrations.support import op, revision_step
+import sqlalchemy as sa
+revision = "zoho_orm_store_0003"
+down_revision = "zoho_orm_store_0002"
+branch_labels = depends_on = None
+
+@revision_step
+def upgrade():
+    op.add_column("oauthtoken", sa.Column("later", sa.String(10)))
+
+@revision_step
+def downgrade():
+    op.drop_column("oauthtoken", "later")
+"""
+
+
+@pytest.mark.parametrize("template", ["generic"])
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_a_later_release_brings_another_revision(template, empty_database, tmp_path, installed):
+    packages = tmp_path / "packages"
+    shutil.copytree(installed, packages)
+    project = Project(tmp_path, template, empty_database, packages)
     project.target("Base.metadata", filter="include_name")
     project.alembic("revision", "--autogenerate", "-m", "things")
     use_our_lineage(project)
     project.alembic("merge", "heads", "-m", "add the token store")
     project.alembic("upgrade", "head")
+    ours = packages / "zoho_orm_store/migrations/versions"
+    (ours / "zoho_orm_store_0003_later.py").write_text(LATER_RELEASE)
+    assert "Multiple head revisions" in project.alembic("upgrade", "head", fails=True)
+    project.alembic("merge", "heads", "-m", "the token store's next release")
+    project.alembic("upgrade", "head")
+    project.alembic("revision", "-m", "something else")
+    assert len(project.revisions()) == 4
+    assert revision_files(packages) == revision_files(installed) | {"zoho_orm_store_0003_later.py"}
+    engine = create_engine(project.url)
+    assert "later" in {column["name"] for column in inspect(engine).get_columns("oauthtoken")}
+    engine.dispose()
+    # Back to the release before: first the tables, then the package.
+    project.alembic("downgrade", "zoho_orm_store@zoho_orm_store_0002")
+    assert "later" not in {column["name"] for column in inspect(engine).get_columns("oauthtoken")}
+    engine.dispose()
+
+
+FLASK_APP = """
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from zoho_orm_store import include_name
+
+app = Flask(__name__)
+app.config["SQLALCHEMY_DATABASE_URI"] = {url!r}
+db = SQLAlchemy()
+
+class Thing(db.Model):
+    id = db.Column(db.Integer, primary_key=True)
+
+db.init_app(app)
+Migrate(app, db, include_name=include_name)
+"""
+
+
+class FlaskProject(Project):
+    """A project of Flask-Migrate, whose alembic.ini lies beside env.py."""
+
+    def __init__(self, folder, url, installed):
+        self.folder = folder
+        self.url = url
+        self.env = {"PYTHONPATH": f"{installed}{os.pathsep}{folder}", "FLASK_APP": "flask_app"}
+        address = url.set(drivername=DRIVERS["generic"][url.get_backend_name()])
+        shown = address.render_as_string(hide_password=False)
+        (folder / "flask_app.py").write_text(FLASK_APP.format(url=shown))
+        self.flask("init")
+
+    def flask(self, *arguments, fails=False):
+        command = (sys.executable, "-W", "ignore", "-m", "flask", "db", *arguments)
+        return run(*command, cwd=self.folder, fails=fails, **self.env)
+
+
+@pytest.mark.parametrize("has_revision", [True, False])
+def test_our_lineage_in_a_project_of_flask_migrate(
+    empty_database, tmp_path, installed, has_revision
+):
+    project = FlaskProject(tmp_path, empty_database, installed)
+    project.flask(*(["migrate", "-m", "things"] if has_revision else ["revision", "-m", "start"]))
+    lines = documented_lines("migrations/alembic.ini")
+    project.edit("migrations/alembic.ini", r"^\[alembic\]\n", f"[alembic]\n{lines}")
+    project.flask("merge", "-m", "add the token store", "heads")
+    project.flask("upgrade")
+    if not has_revision:
+        project.flask("migrate", "-m", "things")
+        project.flask("upgrade")
     assert project.tables() == {*OURS, "thing", "alembic_version"}
-    project.alembic("check")
+    project.flask("check")
     provision.check(project.url)
-    project.alembic("downgrade", "base")
+    assert len(project.revisions()) == 3 - has_revision
+    project.flask("downgrade", "base")
     assert project.tables() == {"alembic_version"}
 
 
@@ -207,6 +338,14 @@ class TestWhatGoesWrong:
         with pytest.raises(Exception, match=provision_says):
             provision.check(project.url)
 
+    def test_without_a_revision_of_its_own_alembic_writes_beside_ours(self, project, installed):
+        """Hence the first step in the documentation."""
+        use_our_lineage(project)
+        project.alembic("revision", "-m", "first")
+        (path,) = (installed / "zoho_orm_store/migrations/versions").glob("*_first.py")
+        path.unlink()
+        assert project.revisions() == []
+
     def test_two_heads_are_named_by_alembic(self, project):
         project.target("Base.metadata", filter="include_name")
         project.alembic("revision", "--autogenerate", "-m", "things")
@@ -221,6 +360,53 @@ class TestWhatGoesWrong:
         project.alembic("revision", "--autogenerate", "-m", "dropping")
         (path,) = (project.folder / "migrations" / "versions").glob("*_dropping.py")
         assert "op.drop_table('oauthtoken')" in path.read_text()
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite", "postgresql"], indirect=True)
+class TestSeveralSchemas:
+    """With include_schemas=True, autogenerate looks at the tables of every schema."""
+
+    @pytest.fixture
+    def engine(self, empty_database, tmp_path):
+        engine = create_engine(empty_database)
+        if engine.dialect.name == "sqlite":
+            from sqlalchemy import event
+
+            @event.listens_for(engine, "connect")
+            def attach(connection, record):
+                connection.execute(f"ATTACH '{tmp_path / 'tenant.db'}' AS tenant")
+        else:
+            with engine.begin() as connection:
+                connection.execute(text("CREATE SCHEMA tenant"))
+        provision.upgrade(engine.execution_options(schema_translate_map={None: "tenant"}))
+        yield engine
+        engine.dispose()
+
+    def differences(self, engine, target, **options):
+        with engine.connect() as connection:
+            options |= {"include_schemas": True}
+            context = MigrationContext.configure(connection, opts=options)
+            return [each[0] for each in compare_metadata(context, target)]
+
+    def test_ours_in_another_schema_are_left_alone(self, engine):
+        filters = (
+            {"include_name": provision.include_name},
+            {"include_object": provision.include_object},
+        )
+        for here_too in (False, True):
+            if here_too:
+                provision.upgrade(engine)
+            for filter in filters:
+                assert self.differences(engine, MetaData(), **filter) == []
+        assert self.differences(engine, metadata, **filters[1]) == []
+        assert set(self.differences(engine, MetaData())) >= {"remove_table"}
+
+    def test_other_tables_in_that_schema_are_not(self, engine):
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE tenant.other (id integer primary key)"))
+        for filter in ("include_name", "include_object"):
+            given = {filter: getattr(provision, filter)}
+            assert self.differences(engine, MetaData(), **given) == ["remove_table"]
 
 
 def test_the_databases_are_those_of_all_other_tests():

@@ -14,10 +14,9 @@ from zoho_orm_store.cli import app
 
 COMMANDS = (
     *("upgrade", "downgrade", "current", "check", "sql"),
-    *("list", "show", "delete", "clear", "purge", "import", "export"),
-    *("doctor", "demo"),
+    *("list", "show", "expire", "delete", "clear", "purge", "import", "export"),
+    *("decrypt", "doctor", "loopback", "demo"),
 )
-MAIN = "from zoho_orm_store.cli import main; main()"
 
 
 @pytest.fixture
@@ -35,8 +34,9 @@ def run(monkeypatch):
 def run_script(*args, before="", **env):
     """Run the command line as the installed script does, in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "ZOHO_ORM_STORE_URL"}
+    main = f"{before}\nfrom zoho_orm_store.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", f"{before}\n{MAIN}", *args],
+        [sys.executable, "-c", main, *args],
         env=environment | env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -78,7 +78,7 @@ class TestHelp:
     def test_every_command_has_its_own(self, run, command):
         result = run(command, "--help")
         assert result.exit_code == 0
-        assert ("--url" in result.stdout) == (command != "sql")
+        assert ("--url" in result.stdout) == (command not in ("sql", "loopback"))
 
     def test_it_is_shown_when_nothing_is_asked_for(self, run):
         assert "Commands" in run().output
@@ -140,7 +140,7 @@ class TestDowngrade:
     def test_it_does_not_ask_where_there_is_nothing(self, run, url):
         result = run("downgrade", "--url", url)
         assert (result.exit_code, result.stderr) == (0, "")
-        assert result.stdout == "Nothing to do: the revision is none already.\n"
+        assert result.stdout.startswith("Nothing to do: the file ")
 
     def test_it_loses_no_token(self, run, url):
         provision.upgrade(url)
@@ -179,9 +179,15 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("args", "reason"),
         [
-            (["current", "--url", "tokens.db"], "must be a URL such as"),
+            (["current", "--url", "tokens.db"], "Did you mean 'sqlite:///tokens.db'?"),
+            (["current", "--url", "/a/b c.db"], "Did you mean 'sqlite:////a/b c.db'?"),
+            (["current", "--url", "sqlite://tokens.db"], "Did you mean 'sqlite:///tokens.db'?"),
+            (["current", "--url", "postgres://u@h/d"], "Did you mean 'postgresql+psycopg://…'?"),
+            (["current", "--url", "mysql+pymsql://u@h/d"], "Did you mean 'mysql+pymysql://…'?"),
+            (["current", "--url", "a:b"], "must be a URL such as"),
             (["current", "--url", "nosuch://host/name"], "'nosuch' is not supported"),
-            (["check", "--url", "sqlite:////no/such/folder/tokens.db"], "Cannot connect to"),
+            (["check", "--url", "sqlite:////no/such/folder/tokens.db"], "does not exist"),
+            (["upgrade", "--url", "sqlite:////no/such/folder/tokens.db"], "Cannot connect to"),
             (["upgrade", "--url", "sqlite://", "--revision", "9999"], "The revisions are"),
             (["downgrade", "-y", "--url", "sqlite://", "--revision", "9999"], "The revisions are"),
             (["demo", "--url", "sqlite://"], "cannot reach a database in memory"),
@@ -199,6 +205,11 @@ class TestErrors:
         assert result.returncode == 1
         assert result.stderr.startswith("Error: ")
         assert "Traceback" not in result.stderr
+
+    def test_a_misspelt_command_is_guessed(self, run):
+        result = run("lst")
+        assert result.exit_code == 2
+        assert "Did you mean 'list'?" in result.stderr
 
     @pytest.mark.parametrize(
         "args", [["upgrade"], ["upgrade", "--ulr", "x"], ["nosuch"], ["upgrade", "--revision"]]
@@ -233,6 +244,50 @@ class TestErrors:
         result = run("downgrade", "--url", f"{url}?cached_statements=7", input="n\n")
         assert url in result.stderr
         assert "?cached_statements" not in result.stderr
+
+
+class TestReadersCreateNothing:
+    @pytest.mark.parametrize(
+        ("args", "exit_code"),
+        [
+            (["current"], 0),
+            (["downgrade", "--yes"], 0),
+            (["check"], 1),
+            (["list"], 1),
+            (["show", "1"], 1),
+            (["export", "x"], 1),
+            (["keys", "status"], 1),
+            (["purge", "--stranded", "--dry-run"], 1),
+            (["import", "--dry-run"], 1),
+            (["doctor"], 1),
+        ],
+    )
+    def test_not_even_the_file(self, run, url, tmp_path, args, exit_code):
+        result = run(*args, "--url", url)
+        assert result.exit_code == exit_code
+        assert list(tmp_path.iterdir()) == []
+        if exit_code:
+            assert f"The file {tmp_path / 'tokens.db'} does not exist." in result.output
+            assert f"zoho-orm-store upgrade --url '{url}'" in result.output
+
+
+class TestScript:
+    def test_it_runs_as_a_module(self):
+        result = subprocess.run(
+            [sys.executable, "-m", "zoho_orm_store", "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+        assert result.stdout == f"zoho-orm-store {zoho_orm_store.__version__}\n"
+
+    def test_the_shell_completes_its_commands(self):
+        completed = run_script(
+            _ZOHO_ORM_STORE_COMPLETE="complete_bash",
+            COMP_WORDS="zoho-orm-store pur",
+            COMP_CWORD="1",
+        )
+        assert completed.stdout.split() == ["purge"]
 
 
 class TestPackages:

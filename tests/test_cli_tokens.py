@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 from conftest import on_sqlite
+from rich.cells import cell_len
 from sdk_tokens import FULL, make_token
 from sqlalchemy import create_engine, insert, text
 from typer.testing import CliRunner
@@ -19,6 +21,7 @@ from zoho_orm_store import SQLAlchemyTokenStore, StoredToken, TokenRecord, Token
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._digests import digests_of
 from zoho_orm_store.cli import app
+from zoho_orm_store.encryption import generate_key
 from zoho_orm_store.records import utc_now
 
 SECRET = "1000.0123456789abcdefghijklmnopqrstuvwxyz"
@@ -27,6 +30,7 @@ SECRET = "1000.0123456789abcdefghijklmnopqrstuvwxyz"
 @pytest.fixture
 def run(database, monkeypatch):
     monkeypatch.setenv("ZOHO_ORM_STORE_URL", database.render_as_string(hide_password=False))
+    monkeypatch.setenv("COLUMNS", "140")
     return lambda *args, **options: CliRunner().invoke(app, args, **options)
 
 
@@ -76,6 +80,8 @@ class TestListing:
         assert lines[0].split()[:6] == ["1", "ada@example.com:1", "1000.C", "eu", "49", "min"]
         assert "ended" in lines[1]
         assert "unknown" in lines[2]
+        assert lines[2].endswith(" s ago")
+        assert result.stderr == "3 tokens\n"
         assert "\x1b" not in result.stdout
         assert SECRET[:20] not in result.stdout
 
@@ -93,9 +99,37 @@ class TestListing:
         lines = run("list", "--json", *options).stdout.splitlines()
         assert [json.loads(line)["id"] for line in lines] == expected
 
+    @pytest.mark.parametrize("columns", [80, 200])
+    @on_sqlite
+    def test_it_fits_the_terminal(self, run, stored, query, columns):
+        query("UPDATE oauthtoken SET user_name = :wide WHERE id = '2'", wide="東京" * 100)
+        lines = run("list", env={"COLUMNS": str(columns)}).stdout.splitlines()
+        assert max(map(cell_len, lines)) <= columns
+        assert ("CLIENT" in lines[0]) == (columns == 200)
+        assert lines[0].index("SAVED") == columns - 11
+
+    @pytest.mark.parametrize(
+        ("options", "expected", "total"),
+        [
+            (["--sort", "user"], ["1", "2", "x' or '1'='1"], "3 tokens"),
+            (["--sort", "expiry"], ["2", "1", "x' or '1'='1"], "3 tokens"),
+            (["--sort", "saved"], ["x' or '1'='1", "2", "1"], "3 tokens"),
+            (["--limit", "2"], ["1", "2"], "2 of 3 tokens"),
+            (["--limit", "3"], ["1", "2", "x' or '1'='1"], "3 tokens"),
+            (["--sort", "expiry", "--limit", "1"], ["2"], "1 of 3 tokens"),
+            (["--expired", "--limit", "1"], ["2"], "1 token"),
+        ],
+    )
+    @on_sqlite
+    def test_order_limit_and_total(self, run, stored, options, expected, total):
+        result = run("list", *options)
+        lines = result.stdout.splitlines()[1:]
+        assert [line[:12].rstrip() for line in lines] == expected
+        assert result.stderr == f"{total}\n"
+
     @on_sqlite
     def test_secrets_are_shown_only_when_asked_for(self, run, stored):
-        for command in (["list", "--json"], ["show", "1"]):
+        for command in (["list", "--json"], ["show", "1"], ["show", "1", "--json"]):
             assert SECRET not in run(*command).stdout
             assert SECRET in run(*command, "--reveal").stdout
 
@@ -103,9 +137,42 @@ class TestListing:
     def test_one_token(self, run, stored):
         result = run("show", "x' or '1'='1")
         assert "user_name      o'brien" in result.stdout
+        in_json = json.loads(run("show", "x' or '1'='1", "--json").stdout)
+        assert in_json["user_name"] == "o'brien"
         missing = run("show", "nonesuch")
         assert (missing.exit_code, missing.stdout) == (1, "")
         assert "no token with the id 'nonesuch'" in missing.stderr
+
+    @on_sqlite
+    def test_times_are_for_people(self, run, stored, query, monkeypatch):
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        query("UPDATE oauthtoken SET updated_at = :at", at=utc_now() - timedelta(hours=3))
+        shown = run("show", "1").stdout
+        monkeypatch.undo()
+        time.tzset()
+        assert re.search(r"^expiry_time    20[\d-]+ [\d:]+ JST \(in 49 minutes\)$", shown, re.M)
+        assert re.search(r"^updated_at     20[\d-]+ [\d:]+ JST \(3 hours ago\)$", shown, re.M)
+
+    @on_sqlite
+    def test_a_time_that_is_none(self, run, stored, query):
+        query("UPDATE oauthtoken SET expiry_time = :at", at=2**63 - 1)
+        assert f"expiry_time    {float(2**63):.0f}"[:20] in run("show", "1").stdout
+        assert run("list").exit_code == 0
+
+
+class TestExpiring:
+    def test_the_next_user_refreshes_it(self, run, stored):
+        result = run("expire", "1")
+        assert (result.exit_code, result.stderr) == (0, "")
+        expired = run("list", "--json", "--expired").stdout.splitlines()
+        assert [json.loads(line)["id"] for line in expired] == ["1", "2"]
+
+    @on_sqlite
+    def test_no_such_token(self, run, stored):
+        result = run("expire", "nonesuch")
+        assert result.exit_code == 1
+        assert result.stderr == "Error: There is no token with the id 'nonesuch'.\n"
 
 
 class TestDeleting:
@@ -124,15 +191,23 @@ class TestDeleting:
         assert stored() == []
 
     def test_what_is_of_no_more_use(self, run, stored):
-        assert "Deleted 1 tokens" in run("purge", "--stranded", "--yes").stdout
+        assert run("purge", "--stranded", "--dry-run").stdout == "Would delete 1 token.\n"
+        refused = run("purge", "--stranded", "--idle", "90d", input="n\n")
+        assert "Delete 2 tokens?" in refused.stderr
+        assert len(stored()) == 3
+        assert "Deleted 1 token." in run("purge", "--stranded", "--yes").stdout
         assert stored() == ["1", "x' or '1'='1"]
-        assert "Deleted 1 tokens" in run("purge", "--idle", "90d", "--yes").stdout
+        assert "Deleted 1 token." in run("purge", "--idle", "90d", input="y\n").stdout
         assert stored() == ["x' or '1'='1"]
+        assert run("purge", "--idle", "90d").stdout == "Nothing to delete.\n"
 
     @pytest.mark.parametrize("options", [[], ["--idle", "soon"], ["--idle", "90"]])
     @on_sqlite
     def test_a_purge_that_says_too_little(self, run, stored, options):
-        assert run("purge", "--yes", *options).exit_code == 1
+        result = run("purge", "--yes", *options)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
         assert len(stored()) == 3
 
     @on_sqlite
@@ -157,8 +232,9 @@ class TestImportAndExport:
     def test_there_and_back(self, run, file, database, tmp_path):
         assert "Would be added: 1" in run("import", str(file), "--dry-run").stdout
         assert "Added: 1" in run("import", str(file)).stdout
-        assert "unchanged: 1" in run("import", str(file)).stdout
-        assert "Wrote 1 tokens" in run("export", str(tmp_path / "out.txt")).stdout
+        again = json.loads(run("import", str(file), "--json").stdout)
+        assert (again["added"], again["unchanged"]) == (0, 1)
+        assert "Wrote 1 token," in run("export", str(tmp_path / "out.txt")).stdout
         (token,) = FileStore(str(tmp_path / "out.txt")).get_tokens()
         assert token.get_refresh_token() == FULL["refresh_token"]
         assert run("export", str(tmp_path / "out.txt")).exit_code == 1
@@ -185,14 +261,34 @@ class TestImportAndExport:
 
 
 class TestDoctor:
-    def test_all_is_well(self, run, stored):
+    def test_all_is_well(self, run, stored, database):
         result = run("doctor")
         assert result.exit_code == 0, result.stdout
-        assert all(line.startswith("ok ") for line in result.stdout.splitlines())
-        assert "3 tokens, of which 1" in result.stdout
+        lines = result.stdout.splitlines()
+        assert all(line.startswith(("ok ", "hint ")) for line in lines)
+        name = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
+        assert f": {name[database.get_backend_name()]} " in lines[1]
+        assert "may SELECT, INSERT, UPDATE and DELETE in oauthtoken and" in result.stdout
+        assert "3 tokens, of which 0 will be refreshed" in result.stdout
+        assert "hint   1 token expired and cannot be refreshed" in result.stdout
+        assert "hint   secrets are stored as plain text" in result.stdout
+
+    @on_sqlite
+    def test_as_json(self, run, stored, query):
+        query("UPDATE oauthtoken SET expiry_time = 1")
+        found = [json.loads(line) for line in run("doctor", "--json").stdout.splitlines()]
+        assert {each["level"] for each in found} == {"ok", "hint"}
+        assert "3 tokens, of which 2 will be refreshed" in found[-4]["text"]
+
+    @on_sqlite
+    def test_a_cipher_and_plain_text(self, run, stored):
+        result = run("doctor", env={"ZOHO_ORM_STORE_KEYS": generate_key()})
+        assert "keys rotate" in result.stdout.splitlines()[-1]
+        assert "stored as plain text" not in result.stdout
 
     def test_what_is_wrong_and_what_to_do(self, tmp_path, monkeypatch):
         url = f"sqlite:///{tmp_path / 'empty.db'}"
+        (tmp_path / "empty.db").touch()
         monkeypatch.setenv("ZOHO_ORM_STORE_URL", url)
         result = CliRunner().invoke(app, ["doctor"])
         assert result.exit_code == 1
@@ -207,14 +303,57 @@ class TestDoctor:
             limits.append(timeout)
             return open_database(url, timeout=timeout, **options)
 
-        def count(self, **filters):
-            limits.append("count")
-            return 0
+        def stream(self, **filters):
+            limits.append("stream")
+            return iter(())
 
         monkeypatch.setattr("zoho_orm_store._database.database.open_database", bind)
-        monkeypatch.setattr(TokenRepository, "count", count)
+        monkeypatch.setattr(TokenRepository, "stream", stream)
         assert run("doctor").exit_code == 0
-        assert limits == [15.0, None, "count", "count"]
+        assert limits == [15.0, None, "stream"]
+
+    @pytest.mark.parametrize(
+        ("table", "right"),
+        [
+            ("oauthtoken", "SELECT"),
+            ("oauthtoken", "DELETE"),
+            ("oauthtoken_refresh_lease", "INSERT"),
+            ("oauthtoken_refresh_lease", "UPDATE"),
+            ("zoho_orm_store_version", "SELECT"),
+        ],
+    )
+    @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+    def test_a_right_that_is_missing(self, run, database, query, table, right):
+        user = "zos_doctor"
+        is_postgresql = database.get_backend_name() == "postgresql"
+        grantee = user if is_postgresql else f"'{user}'@'%'"
+        rights = {
+            "oauthtoken": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "oauthtoken_refresh_lease": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "zoho_orm_store_version": {"SELECT"},
+        }
+        rights[table] -= {right}
+        query(f"CREATE USER {grantee} {'PASSWORD' if is_postgresql else 'IDENTIFIED BY'} 'p'")
+        try:
+            for name, given in rights.items():
+                if given:
+                    query(f"GRANT {', '.join(sorted(given))} ON {name} TO {grantee}")
+            url = database.set(username=user, password="p")
+            result = run("doctor", "--url", url.render_as_string(hide_password=False))
+        finally:
+            query(f"DROP OWNED BY {user}" if is_postgresql else "SELECT 1")
+            query(f"DROP USER {grantee}")
+        assert result.exit_code == 1
+        wrong = result.stdout.splitlines()[-1]
+        assert wrong.startswith("WRONG  ")
+        assert "GRANT " in wrong
+        assert f"ON {table} TO" in wrong
+
+    @on_sqlite
+    def test_nothing_is_changed(self, run, stored, query):
+        before = query("SELECT * FROM oauthtoken")
+        assert run("doctor").exit_code == 0
+        assert query("SELECT * FROM oauthtoken") == before
 
     def test_no_server(self, monkeypatch):
         monkeypatch.setenv("ZOHO_ORM_STORE_URL", "postgresql+psycopg://u:s3cret@127.0.0.1:1/d")
@@ -225,6 +364,7 @@ class TestDoctor:
 
 
 def test_the_commands_that_need_tables_say_so(monkeypatch, tmp_path):
+    (tmp_path / "empty.db").touch()
     monkeypatch.setenv("ZOHO_ORM_STORE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
     for command in (["list"], ["show", "1"], ["clear", "-y"], ["import"], ["export", "x"]):
         result = CliRunner().invoke(app, command)
@@ -273,12 +413,19 @@ def test_a_long_list_starts_at_once_and_is_not_held_in_memory(tmp_path, number, 
         process.stdout.readline()
         first = time.monotonic() - started
         rest = sum(1 for _ in process.stdout)
-        errors = process.stderr.read()
+        peak = process.stderr.read().split()[-1]
         process.communicate()
-        return first, rest, int(errors)
+        return first, rest, int(peak)
+
+    command = [sys.executable, "-m", "zoho_orm_store", "list", "--url", url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()  # as "| head -1" does
+    assert (process.stderr.read(), process.wait()) == ("", 0)
+    process.stderr.close()
 
     first, lines, peak = peak_of("list", "--url", url)
-    _, _, little = peak_of("list", "--url", url, "--user", "u1")
+    soon, _, little = peak_of("list", "--url", url, "--user", "u1")
     assert lines == number - 1
     assert peak - little < megabytes * 1000
-    assert first < 5, f"the first line came after {first:.1f} s"
+    assert first < 2 * soon + 1, f"the first line came after {first:.1f} s"

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import sdk_processes
 from galera import galera_cluster
+from reliability import record
 from sdk_processes import run, store_expired, total
 from sdk_tokens import make_token
 from sqlalchemy import create_engine, text
@@ -24,6 +25,8 @@ from zoho_orm_store._sdk.conversion import SDKException
 from zoho_orm_store.testing import LoopbackZoho
 
 NEEDS = {"galera"}
+
+GALERA = "MariaDB Galera"
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -90,6 +93,7 @@ def test_one_identity_is_saved_through_all_nodes_at_once_E7(nodes, stores):
         rows = on_node(node, "SELECT user_name, access_token, redirect_url FROM oauthtoken")
         assert sorted(user for user, _, _ in rows) == sorted(f"u{n}" for n in range(20))
         assert all(access_token == redirect_url for _, access_token, redirect_url in rows)
+    record("callers save one user through three nodes at once", GALERA, 20 * 24, "one row for each")
 
 
 def test_a_token_is_saved_with_and_without_its_user_through_different_nodes_E4_E7(nodes, stores):
@@ -103,6 +107,12 @@ def test_a_token_is_saved_with_and_without_its_user_through_different_nodes_E4_E
         at_once([saving(stores[number % 2], **alone), saving(stores[1 - number % 2], **with_user)])
     rows = on_node(nodes[2], "SELECT user_name, refresh_token FROM oauthtoken")
     assert sorted(rows) == sorted((f"u{number}", f"r{number}") for number in range(rounds))
+    record(
+        "nodes save one token with and without its user at once",
+        GALERA,
+        rounds,
+        "one row for each token",
+    )
 
 
 def test_an_expired_token_is_refreshed_once_for_callers_on_all_nodes(nodes, tmp_path):
@@ -129,6 +139,7 @@ def test_an_expired_token_is_refreshed_once_for_callers_on_all_nodes(nodes, tmp_
             refreshes.append(zoho.counts.refreshes - before)
             on_node(nodes[0], "DELETE FROM oauthtoken")
     assert refreshes == [1] * rounds
+    record("a token expires for 24 callers on three nodes", GALERA, 24 * rounds, "refreshed once")
 
 
 class Saver:
@@ -219,3 +230,5 @@ def test_a_killed_node_joins_again_under_load_E6_E7(nodes):
         rows = dict(on_node(node, "SELECT user_name, access_token FROM oauthtoken"))
         lost = [saver.name for saver in made if int(rows[saver.name][1:]) < saver.saved]
         assert lost == [], "a save that was reported is lost"
+    saves = sum(saver.saved for saver in made)
+    record("a node is killed three times and joins again, during saves", GALERA, saves, "0 lost")

@@ -31,7 +31,7 @@ LAYERS = [
     {"repository", "refresh", "_refresh", "_tokens"},
     {"provision", "migrations", "rotation", "transfer"},
     {"store", "memory", "_sdk"},
-    {"cli", "testing"},
+    {"__main__", "cli", "testing"},
 ]
 """The lowest first. A module imports only from its own layer and from those below it."""
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
+from zoho_orm_store.cli import app
 from zoho_orm_store.testing import (
     ACCESS_DENIED,
     ANSWER_LOST,
@@ -437,6 +440,82 @@ class TestComingAndGoing:
 
 def _address(zoho):
     return "127.0.0.1", int(zoho.url.rpartition(":")[2])
+
+
+class TestAnotherProcess:
+    def test_it_learns_where_zoho_is_and_who_the_client_is(self, zoho):
+        other = LoopbackZoho.connect(f"{zoho.url}/")
+        assert (other.url, other.accounts_url, other.consent_url) == (
+            zoho.url,
+            zoho.accounts_url,
+            zoho.consent_url,
+        )
+        assert other.client == zoho.client
+        assert (other.client_id, other.client_secret) == (zoho.client_id, zoho.client_secret)
+        assert other.redirect_url == zoho.redirect_url
+        assert other.user_name("a@b") == zoho.user_name("a@b")
+        assert vars(other.environment()) == vars(zoho.environment())
+
+    def test_to_connect_is_no_request_of_the_sdk(self, zoho):
+        zoho.delay = 60
+        zoho.fail(times=None)
+        LoopbackZoho.connect(zoho.url)
+        assert zoho.requests == []
+
+    def test_it_does_not_go_through_a_proxy(self, zoho, monkeypatch):
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        assert LoopbackZoho.connect(zoho.url).client == zoho.client
+
+    def test_when_nobody_answers(self):
+        with LoopbackZoho() as zoho:
+            url = zoho.url
+        with pytest.raises(ConnectionError, match=f"No LoopbackZoho answers at {url}.*loopback"):
+            LoopbackZoho.connect(url)
+
+
+class TestCommand:
+    """``zoho-orm-store loopback``"""
+
+    @pytest.fixture
+    def process(self):
+        command = [sys.executable, "-m", "zoho_orm_store", "loopback"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        yield process
+        process.kill()
+        process.communicate()
+
+    def test_what_it_prints_works_until_ctrl_c(self, process, tmp_path):
+        lines = []
+        while not lines or "Initializer.initialize(" not in lines[-1]:
+            lines.append(process.stdout.readline())
+        exported = [line.removeprefix("export ").strip() for line in lines if "export " in line]
+        variables = dict(line.split("=", 1) for line in exported)
+        zoho = LoopbackZoho.connect(variables["ZOHO_LOOPBACK_URL"])
+        assert variables["ZOHO_CLIENT_SECRET"] == zoho.client_secret
+        assert "access_token" in refresh(zoho, variables["ZOHO_REFRESH_TOKEN"]).json()
+
+        start = next(number for number, line in enumerate(lines) if "import os" in line)
+        code = "".join(line[4:] for line in lines[start:])
+        program = [sys.executable, "-W", "ignore", "-c", f"{code}\nprint(store.get_tokens())"]
+        done = subprocess.run(
+            program,
+            cwd=tmp_path,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "zohooauth.db").exists()
+
+        process.send_signal(signal.SIGINT)
+        assert "# Stopped, after 1 logins, 1 refreshes" in process.stdout.read()
+        assert process.wait(10) == 0
+
+    def test_a_port_that_is_taken(self, zoho):
+        result = CliRunner().invoke(app, ["loopback", "--port", str(zoho.port)])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"Error: Cannot listen on port {zoho.port} of 127.0.0.1" in result.stderr
 
 
 class TestSdk:

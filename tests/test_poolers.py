@@ -159,7 +159,7 @@ def crowd(stores, threads, rounds):
 
 class TestTransactionMode:
     @on_each_way
-    @pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=soak)])
+    @pytest.mark.parametrize("rounds", [12, pytest.param(100, marks=soak)])
     def test_many_threads_find_and_save_without_an_error_H6(self, pooler, store_of, rounds):
         with ExitStack() as stack:
             stores = [stack.enter_context(store_of(pooler)) for _ in range(2)]

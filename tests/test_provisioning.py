@@ -24,6 +24,7 @@ from sdk_tokens import known, make_token
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore
 
 from zoho_orm_store import (
     ConfigurationError,
@@ -678,6 +679,99 @@ def use_everything(url):
         assert repository.count() == 1
         assert repository.delete_all() == 1
     engine.dispose()
+
+
+def save_with_ids(bind, ids):
+    """Save one token for each id, the oldest first; None lets the store choose."""
+    with SQLAlchemyTokenStore(bind, create_schema=False) as store:
+        tokens = [
+            make_token(id=id_, user=f"u{n}", client_id="c", access_token=f"a{n}")
+            for n, id_ in enumerate(ids)
+        ]
+        for token in tokens:
+            store.save_token(token)
+    return [token.get_id() for token in tokens]
+
+
+class TestTheWayBack:
+    """The SDK's own stores compute the next id from the last, as text, plus one."""
+
+    @pytest.mark.parametrize(
+        ("ids", "expected"),
+        [
+            (["1", "2", "3"], {}),
+            (["7", "x", "3", "-1"], {"x": "8", "-1": "9000000000"}),
+            (["007", " 7", "7 ", "٣"], {" 7": "8", "7 ": "9", "٣": "9000000000"}),
+            (["a" * 255, "9" * 9], {"a" * 255: "9" * 9 + "0"}),
+            (["x", "9000000000"], {"x": "9000000001"}),
+            (["a" * 255, "9" * 10], {"a" * 255: "9" * 10 + "0"}),
+            # Here the DBStore would take "9" for the last id, and "10" for the next one.
+            ([str(n) for n in range(1, 11)], {"9": "9000000000"}),
+            ([str(n) for n in range(1, 10)] + ["x"], {"x": "9000000000"}),
+            (["9" * 12, "1" + "0" * 12], {"9" * 12: "9" * 12 + "0"}),
+        ],
+    )
+    def test_every_id_is_a_whole_number_F4(self, engine, ids, expected, caplog):
+        provision.upgrade(engine)
+        save_with_ids(engine, ids)
+        assert dict(provision.downgrade(engine)) == expected
+        with engine.connect() as connection:
+            stored = connection.execute(text("SELECT id, access_token FROM oauthtoken")).all()
+        assert {token: id_ for id_, token in stored} == {
+            f"a{n}": expected.get(id_, id_) for n, id_ in enumerate(ids)
+        }
+        last = max(id_ for id_, _ in stored)
+        assert str(int(last) + 1) not in {id_ for id_, _ in stored}
+        for old, new in expected.items():
+            assert f"{old!r} is now {new!r}" in caplog.text
+
+    def test_ids_that_a_store_made(self, engine, caplog):
+        provision.upgrade(engine)
+        made = save_with_ids(engine, [None] * 250)
+        renumbered = provision.downgrade(engine)
+        assert [old for old, _ in renumbered] == made, "the oldest first"
+        numbers = [new for _, new in renumbered]
+        assert numbers[:249] == [str(n) for n in range(1, 250)]
+        assert numbers[249] == "9900000000"
+        warnings = [each for each in caplog.records if "got new ids" in each.getMessage()]
+        assert len(warnings) == 3
+        assert provision.upgrade(engine) == 250
+        assert set(tokens_of(engine)) == set(numbers)
+        assert provision.downgrade(engine) == ()
+
+    def test_the_first_revision_is_the_sdks_table_too(self, engine):
+        provision.upgrade(engine)
+        (made,) = save_with_ids(engine, [None])
+        assert provision.downgrade(engine, "zoho_orm_store_0001") == ((made, "1000000000"),)
+
+    @on_mariadb
+    @pytest.mark.parametrize("ids", [[None], [None] * 12, ["1", "10", "9"], ["8", None]])
+    def test_the_sdks_dbstore_saves_the_next_logins(self, empty_database, engine, sql, ids):
+        provision.upgrade(engine)
+        made = save_with_ids(engine, ids)
+        now = dict(provision.downgrade(engine))
+        theirs = DBStore(
+            host=empty_database.host,
+            database_name=empty_database.database,
+            user_name=empty_database.username,
+            password=empty_database.password or "",
+            port_number=str(empty_database.port),
+            table_name="oauthtoken",
+        )
+        for name in ("first", "second", "third"):
+            token = make_token(
+                user=name, client_id="c", client_secret="s", refresh_token=name, access_token=name
+            )
+            theirs.save_token(token)
+            assert theirs.find_token_by_id(str(token.get_id())).get_access_token() == name
+        assert len(theirs.get_tokens()) == len(ids) + 3
+        for number, id_ in enumerate(made):
+            found = theirs.find_token_by_id(now.get(id_, id_))
+            assert found.get_access_token() == f"a{number}"
+        again = make_token(user="u0", client_id="c", access_token="again", expires_in="5")
+        theirs.save_token(again)
+        assert sql("SELECT expiry_time FROM oauthtoken WHERE user_name = 'u0'") == [("5",)]
+        assert provision.upgrade(engine) == len(ids) + 3
 
 
 class TestErrors:

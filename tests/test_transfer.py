@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
+import itertools
 import sqlite3
 import stat
+from pathlib import Path
 
 import pytest
 from conftest import on_sqlite
@@ -13,7 +17,13 @@ from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
 
 from zoho_orm_store import ConfigurationError, InvalidTokenError, SQLAlchemyTokenStore, provision
-from zoho_orm_store.transfer import FileStoreFile, TokenTable, export_tokens, import_tokens
+from zoho_orm_store.transfer import (
+    FILE_HEADER,
+    FileStoreFile,
+    TokenTable,
+    export_tokens,
+    import_tokens,
+)
 
 USERS = ["u1@example.com:1", 'o\'brien, "the" one:2', "josé:3"]
 SDK_DDL = (
@@ -56,11 +66,11 @@ def file(tmp_path):
 class TestFileStore:
     def test_every_token_is_taken_over_and_a_second_time_nothing_changes(self, file, database):
         theirs = sorted((known(token) for token in FileStore(str(file)).get_tokens()), key=str)
-        assert import_tokens(FileStoreFile(file), database) == (3, 0, 0, ())
+        assert import_tokens(FileStoreFile(file), database) == (3, 0, 0, (), ())
         with SQLAlchemyTokenStore(database) as store:
             assert tokens_of(store) == theirs
             before = [token.get_id() for token in store.get_tokens()]
-            assert import_tokens(FileStoreFile(file), database) == (0, 0, 3, ())
+            assert import_tokens(FileStoreFile(file), database) == (0, 0, 3, (), ())
             assert [token.get_id() for token in store.get_tokens()] == before
 
     @on_sqlite
@@ -95,17 +105,55 @@ class TestFileStore:
         with SQLAlchemyTokenStore(database) as store:
             mine = make_token(user=USERS[0], client_id=FULL["client_id"], refresh_token="old")
             store.save_token(mine)
-            assert import_tokens(FileStoreFile(file), database) == (2, 1, 0, ())
+            summary = import_tokens(FileStoreFile(file), database)
+            assert summary == (2, 1, 0, (), (("1", mine.get_id()),))
             assert store.find_token_by_id(mine.get_id()).get_refresh_token() == "r1"
 
     @on_sqlite
-    def test_an_id_alone_proves_nothing_E5(self, file, database):
+    def test_an_id_alone_proves_nothing_and_a_changed_one_is_reported_E5_F5(self, file, database):
         with SQLAlchemyTokenStore(database) as store:
             stranger = make_token(id="1", user="stranger", refresh_token="mine")
             store.save_token(stranger)
-            assert import_tokens(FileStoreFile(file), database).added == 3
+            tried = import_tokens(FileStoreFile(file), database, dry_run=True)
+            summary = import_tokens(FileStoreFile(file), database)
+            assert tried == summary
+            assert summary.added == 3
+            ((old, new),) = summary.renumbered
+            assert old == "1"
             assert store.find_token_by_id("1").get_refresh_token() == "mine"
+            assert store.find_token_by_id(new).get_refresh_token() == "r1"
             assert len(store.get_tokens()) == 4
+            again = import_tokens(FileStoreFile(file), database)
+            assert again == (0, 0, 3, (), (("1", new),))
+
+    @on_sqlite
+    @pytest.mark.parametrize(
+        ("first", "expected"),
+        [
+            ("1,id,c,s,r,a,,5,,https://x", ("id", 5)),
+            ("1,,c,s,r,a,,,,", (None, None)),
+            ("1,u,c,s,r,a,,5,", ("u", 5)),
+            ("u,c,r,a,,5", ("u", 5)),
+            ("user_name,client_id,r,,,", ("user_name", None)),
+        ],
+    )
+    def test_no_token_is_taken_for_the_header(self, tmp_path, database, first, expected):
+        second = {10: "2,v,c,s,r2,,,,,", 9: "2,v,c,s,r2,,,,", 6: "v,c,r2,,,"}
+        path = tmp_path / "headerless.txt"
+        path.write_text(f"{first}\n{second[first.count(',') + 1]}\n")
+        assert import_tokens(FileStoreFile(path), database).added == 2
+        with SQLAlchemyTokenStore(database, refresh=None) as store, store.transaction() as tokens:
+            found = {record.refresh_token: record for record in tokens.list()}
+        assert (found["r"].user_name, found["r"].expiry_time) == expected
+
+    @on_sqlite
+    @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r\r\n"])
+    def test_headers_of_any_release_and_editor(self, tmp_path, database, line_end):
+        ten = [",".join(FILE_HEADER), "1,u,c,s,r,a,,5,,", ""]
+        for beginning in ("", "\ufeff", line_end):
+            path = tmp_path / "edited.txt"
+            path.write_bytes((beginning + line_end.join(ten)).encode())
+            assert [found.record.id for found in FileStoreFile(path)] == ["1"]
 
     @on_sqlite
     def test_a_later_access_token_that_is_stored_already_is_kept_C2(self, file, database):
@@ -156,10 +204,95 @@ class TestFileStore:
         with SQLAlchemyTokenStore(database) as store:
             assert store.get_tokens() == []
 
-    @pytest.mark.parametrize("name", ["missing.txt", "."])
+    @pytest.mark.parametrize("name", ["missing.txt", ".", "a\0b"])
     def test_a_file_that_cannot_be_read(self, tmp_path, name):
         with pytest.raises(ConfigurationError, match="Cannot read"):
             import_tokens(FileStoreFile(tmp_path / name), "sqlite://")
+
+    @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has such a file")
+    def test_a_file_whose_reading_fails(self):
+        with pytest.raises(
+            ConfigurationError, match="Cannot read /proc/self/mem: Input/output error"
+        ):
+            import_tokens(FileStoreFile("/proc/self/mem"), "sqlite://")
+
+    @on_sqlite
+    def test_a_disk_that_fails_in_the_middle(self, file, database, monkeypatch):
+        class Failing(io.StringIO):
+            def readline(self, size=-1):
+                if self.tell() > 200:
+                    raise OSError(errno.EIO, "Input/output error")
+                return super().readline(size)
+
+        text = file.read_text()
+        monkeypatch.setattr(Path, "open", lambda *_, **__: Failing(text))
+        with pytest.raises(ConfigurationError, match=r"Cannot read .*: Input/output error"):
+            import_tokens(FileStoreFile(file), database)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"name,mail\nx,y\n", "number of columns in its first line is 2 instead of"),
+            (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "number of columns in its first line is 1 "),
+            (b"\0" * 5000, "its first line"),
+            (b"SQLite format 3\0" + b"\0" * 5000, "its first line"),
+            (",".join(FILE_HEADER).encode("utf-16"), "its first line"),
+            (b"x" * 3_000_000, "a line is longer than"),
+            (
+                b"id,name,mail,a,b,c,d,e,f,g\n1,n,m,a,b,c,d,e,f,g\n",
+                "neither the header nor a token",
+            ),
+            (b'{"access_token": "s3cret"}', "number of columns in its first line is 1 "),
+        ],
+    )
+    def test_a_file_of_something_else_is_named_in_one_line(self, tmp_path, content, reason):
+        path = tmp_path / "other"
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="not a file of the SDK's FileStore") as raised:
+            import_tokens(FileStoreFile(path), "sqlite://")
+        assert reason in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert "s3cret" not in str(raised.value)
+
+    @on_sqlite
+    def test_bytes_that_are_not_utf_8_cost_their_line_alone(self, file, database):
+        with file.open("ab") as opened:
+            opened.write(
+                b"8,jos\xe9,c,s,r8,a,,,,\r\n9,z\0ro,c,s,r9,a,,,,\r\n10,u10,c,s,r10,a,,,,\r\n"
+            )
+            opened.write(b"\0" * 4096)
+        summary = import_tokens(FileStoreFile(file), database)
+        assert summary.added == 4
+        assert [problem.partition(":")[0] for problem in summary.refused] == [
+            "line 5",
+            "line 6",
+            "line 8",
+        ]
+
+    @on_sqlite
+    @pytest.mark.parametrize("mode", ["", "dry_run", "strict"])
+    def test_reading_stops_after_a_thousand_broken_lines(self, tmp_path, database, mode):
+        read = []
+
+        class Endless(FileStoreFile):
+            def _bounded_lines(self, file):
+                yield ",".join(FILE_HEADER) + "\n"
+                for number in itertools.count():
+                    read.append(number)
+                    yield "1,u,c,s,r,a,,5,,\n" if number < 1 else "broken,line\n"
+
+        path = tmp_path / "broken.txt"
+        path.touch()
+        expected = {
+            "": "number 1001, because 1000 tokens cannot be imported. Tokens imported before that: 1.",
+            "dry_run": "because 1000 tokens cannot be imported. A dry run imports nothing. The first",
+            "strict": "Nothing was imported, because of line 3: It has 2 columns",
+        }[mode]
+        with pytest.raises(InvalidTokenError) as raised:
+            import_tokens(Endless(path), database, **{mode: True} if mode else {})
+        assert expected in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert len(read) < 1600
 
     @on_sqlite
     def test_progress_is_told_and_batches_are_bounded(self, tmp_path, database):
@@ -193,7 +326,8 @@ class TestTables:
                 ],
             )
         connection.close()
-        assert import_tokens(TokenTable(f"sqlite:///{path}"), database) == (2, 1, 0, ())
+        summary = import_tokens(TokenTable(f"sqlite:///{path}"), database)
+        assert summary == (2, 1, 0, (), (("2", "1"),))
         with SQLAlchemyTokenStore(database) as store:
             found = store.find_token(make_token(user="u"))
         assert (found.get_access_token(), found.get_expires_in()) == ("b", "9")
@@ -228,7 +362,7 @@ class TestTables:
         provision.upgrade(first)
         import_tokens(FileStoreFile(file), first)
         assert import_tokens(TokenTable(first), database).added == 3
-        assert import_tokens(TokenTable(database), first) == (0, 0, 3, ())
+        assert import_tokens(TokenTable(database), first) == (0, 0, 3, (), ())
 
     def test_what_is_no_table_of_tokens(self, tmp_path, database):
         with pytest.raises(ConfigurationError, match="no table 'nowhere'"):
@@ -245,6 +379,43 @@ class TestExport:
         theirs = sorted((known(token) for token in FileStore(str(path)).get_tokens()), key=str)
         assert theirs == sorted(map(known, sdk_tokens()), key=str)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_the_sdks_filestore_can_go_on_with_the_file_F4(self, database, tmp_path, caplog):
+        with SQLAlchemyTokenStore(database) as store:
+            for id_, user in ((None, "one"), ("7", "seven"), ("x y", "two"), ("10", "ten")):
+                store.save_token(make_token(id=id_, user=user, access_token=f"a-{user}"))
+            ids = {
+                token.get_user_signature().get_name(): token.get_id()
+                for token in store.get_tokens()
+            }
+        path, told = tmp_path / "exported.txt", {}
+        assert export_tokens(database, path, on_renumbered=told.__setitem__) == 4
+        theirs = FileStore(str(path))
+        found = {token.get_user_signature().get_name(): token for token in theirs.get_tokens()}
+        assert {user: found[user].get_id() for user in ("seven", "ten")} == {
+            "seven": "7",
+            "ten": "10",
+        }
+        assert told == {ids[user]: found[user].get_id() for user in ("one", "two")}
+        assert sorted(told.values()) == ["11", "12"]
+        assert all(f"{old!r} is now {new!r}" in caplog.text for old, new in told.items())
+        assert "a-one" not in caplog.text
+        new = make_token(user="new", access_token="a-new")
+        theirs.save_token(new)
+        assert new.get_id() == "13"
+        again = make_token(user="one", access_token="again")
+        theirs.save_token(again)
+        assert theirs.find_token_by_id(found["one"].get_id()).get_access_token() == "again"
+        assert len(theirs.get_tokens()) == 5
+
+    @on_sqlite
+    def test_ids_that_are_whole_numbers_stay_and_nothing_is_reported(
+        self, file, database, tmp_path, caplog
+    ):
+        import_tokens(FileStoreFile(file), database)
+        caplog.clear()
+        export_tokens(database, tmp_path / "exported.txt", on_renumbered=pytest.fail)
+        assert caplog.text == ""
 
     @on_sqlite
     def test_a_file_is_not_written_over(self, database, tmp_path):

@@ -127,6 +127,8 @@ class FileStoreFile:
                 newline="", encoding="utf-8-sig", errors="surrogateescape"
             ) as file:
                 yield from self._read(file)
+        except ZohoOrmStoreError:
+            raise
         except (OSError, ValueError) as error:  # A path that contains NUL is a ValueError.
             reason = getattr(error, "strerror", None) or error
             problem = ConfigurationError(f"Cannot read {self._path}: {reason}.")
@@ -383,7 +385,7 @@ def import_tokens(
 
 def _too_many(imported: _Tally, *, dry_run: bool) -> str:
     saved = imported.outcomes.total()
-    done = "A dry run imports nothing" if dry_run else f"{saved} tokens before it were imported"
+    done = "A dry run imports nothing" if dry_run else f"Tokens imported before that: {saved}"
     return (
         f"Reading was stopped at the token number {imported.number}, because "
         f"{len(imported.refused)} tokens cannot be imported. {done}. "

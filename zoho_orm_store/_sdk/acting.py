@@ -57,9 +57,21 @@ def switched_to(store: TokenStore, token: OAuthToken) -> Iterator[OAuthToken]:
     before = getattr(Initializer.LOCAL, "init", None)
     try:
         Initializer.switch_user(token=token)
+        _learn_user(store, token)
         yield token
     finally:
         Initializer.LOCAL.init = before
+
+
+def _learn_user(store: TokenStore, token: OAuthToken) -> None:
+    """Tell a token its user, whom the SDK has perhaps found out only now, for the stored one.
+
+    The SDK names files after the user, and must find them again in the same call.
+    """
+    if token.get_user_signature() is None and token.get_id() is not None:
+        stored = store.find_token_by_id(token.get_id())
+        if stored is not None:
+            token.set_user_signature(stored.get_user_signature())
 
 
 def _use_locals_of_greenlets() -> None:

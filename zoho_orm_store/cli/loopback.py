@@ -28,7 +28,7 @@ _SNIPPET = """
 #       grant_token=os.environ["ZOHO_GRANT_TOKEN"],  # can be exchanged once
 #       redirect_url=zoho.redirect_url,
 #   )
-#   store = SQLAlchemyTokenStore("sqlite:///zohooauth.db", used_grants="forget")
+#   store = SQLAlchemyTokenStore("sqlite:///zohooauth.db")
 #   Initializer.initialize(environment=zoho.environment(), token=token, store=store)
 """
 

@@ -580,9 +580,10 @@ def new_ids(ids: Sequence[str]) -> dict[str, str]:
     others = [id_ for id_ in ids if not is_whole_number(id_)]
     changed = {id_: str(number) for number, id_ in enumerate(others, first)}
     # The DBStore takes the last id in the order of text, in which "9" comes after "10", and adds 1.
+    # So one id gets ten digits, which is what the SDK's column holds, for it to count on from.
     used = {*kept, *changed.values()}
     last = max(used, default="0")
-    if str(int(last) + 1) in used:
+    if (others and len(last) < 10) or str(int(last) + 1) in used:
         moved = others[-1] if others else last
         changed[moved] = last.ljust(10, "0") if len(last) < 10 else f"{last}0"
     return changed
