@@ -27,6 +27,14 @@ END = "<!-- the end of the table -->"
 DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
 DRIVERS = {"sqlite": "pysqlite", "list": "memory"}
 
+OF_SERVERS = frozenset({"psycopg", "psycopg_async", "asyncpg", "pymysql", "asyncmy", "aiomysql"})
+GROUPS = {
+    "all databases": frozenset(DATABASES.values()),
+    "all drivers": OF_SERVERS | {"pysqlite", "aiosqlite"},
+    "all drivers of servers": OF_SERVERS,
+}
+"""What the table says for so many names."""
+
 
 class Record(NamedTuple):
     """A fault that the package has lived through."""
@@ -62,6 +70,14 @@ def name_of(where: str | URL) -> str:
     return DRIVERS.get(name, name)
 
 
+def grouped(names: set[str]) -> list[str]:
+    """The names, of which those of a whole group have one name together."""
+    for group, members in GROUPS.items():
+        if names >= members:
+            return [group, *grouped(names - members)]
+    return sorted(names, key=str.lower)
+
+
 def table_of(records: list[Record]) -> str:
     """A Markdown table with a row per fault and outcome."""
     places, rounds = defaultdict(set), defaultdict(int)
@@ -70,7 +86,7 @@ def table_of(records: list[Record]) -> str:
         places[key].add(each.where)
         rounds[key] += each.rounds
     rows = [
-        (key[0], ", ".join(sorted(places[key], key=str.lower)), f"{rounds[key]:,}", key[1])
+        (key[0], ", ".join(grouped(places[key])), f"{rounds[key]:,}", key[1])
         for key in sorted(places, key=lambda key: [text.lower() for text in key])
     ]
     heading = ("fault", "database or driver", "rounds", "outcome")

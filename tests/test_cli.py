@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from io import StringIO
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, inspect
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 import zoho_orm_store
 from zoho_orm_store import TokenRecord, TokenRepository, provision
 from zoho_orm_store.cli import app
+from zoho_orm_store.cli.output import progress
 
 COMMANDS = (
     *("upgrade", "downgrade", "current", "check", "sql"),
@@ -288,6 +291,53 @@ class TestScript:
             COMP_CWORD="1",
         )
         assert completed.stdout.split() == ["purge"]
+
+
+class TestAlembic:
+    """The commands of Alembic in a checkout."""
+
+    @pytest.mark.parametrize(
+        ("command", "url", "reason"),
+        [
+            (["current"], "", "Set ZOHO_ORM_STORE_URL to the URL of the database"),
+            (["current"], "me:s3cret", "The database must be a URL"),
+            (["upgrade", "nosuch"], "sqlite://", "Can't locate revision identified by 'nosuch'"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, command, url, reason):
+        result = subprocess.run(
+            [sys.executable, "-m", "alembic", *command],
+            cwd=Path(zoho_orm_store.__file__).parent.parent,
+            env=os.environ | {"ZOHO_ORM_STORE_URL": url},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+        assert result.returncode != 0
+        output = result.stdout + result.stderr
+        assert output.count("\n") == 1
+        assert reason in output
+        assert "s3cret" not in output
+
+
+class TestProgress:
+    def test_a_bar_on_a_terminal(self, monkeypatch):
+        class Terminal(StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr("sys.stderr", Terminal())
+        monkeypatch.setenv("TERM", "xterm")
+        with progress("Importing", 1000) as on_progress:
+            on_progress(500)
+            on_progress(1000, 2000)
+        assert "Importing" in sys.stderr.getvalue()
+
+    def test_lines_elsewhere(self, capsys):
+        with progress("Importing", 1000) as on_progress:
+            for done in (500, 1000, 1500, 2200):
+                on_progress(done)
+        assert capsys.readouterr().err == "1000 tokens so far\n2200 tokens so far\n"
 
 
 class TestPackages:

@@ -240,6 +240,14 @@ class TestImportAndExport:
         assert run("export", str(tmp_path / "out.txt")).exit_code == 1
 
     @on_sqlite
+    def test_an_id_that_had_to_change(self, run, file, database, stored):
+        would = run("import", str(file), "--dry-run")
+        assert re.search(r"^The id '1' would become '\w{32}'\.$", would.stderr, re.M)
+        done = run("import", str(file))
+        assert re.search(r"^The id '1' is now '\w{32}'\.$", done.stderr, re.M)
+        assert json.loads(run("import", str(file), "--json").stdout)["renumbered"] != []
+
+    @on_sqlite
     def test_a_broken_line(self, run, file, database):
         with file.open("a") as opened:
             opened.write("2,u\n")

@@ -31,6 +31,13 @@ def test_records_become_rows_of_a_page(tmp_path, monkeypatch):
     )
 
 
+def test_the_names_of_a_group_are_one_name():
+    names = {*reliability.GROUPS["all drivers"], "psycopg2"}
+    assert reliability.grouped(names) == ["all drivers", "psycopg2"]
+    assert reliability.grouped({*reliability.OF_SERVERS}) == ["all drivers of servers"]
+    assert reliability.grouped({"pymysql", "asyncpg"}) == ["asyncpg", "pymysql"]
+
+
 def test_without_the_variable_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(reliability.VARIABLE, raising=False)

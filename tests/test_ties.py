@@ -21,13 +21,16 @@ from conftest import (
 )
 from databases import SERVERS
 from sdk_tokens import known, make_token
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import CheckConstraint, UniqueConstraint, create_engine, event, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped
 from test_concurrency import start
 
 from zoho_orm_store import (
+    CipherError,
     FernetCipher,
     SQLAlchemyTokenStore,
     StoredToken,
+    StoredTokenMixin,
     TokenRecord,
     TokenRepository,
     generate_key,
@@ -199,7 +202,7 @@ class TestTwoWriters:
         due = [first]
 
         def another_is_faster(connection, cursor, statement, *_):
-            if statement.startswith("INSERT INTO oauthtoken ") and due:
+            if statement.startswith(("INSERT INTO oauthtoken ", "UPDATE oauthtoken ")) and due:
                 with SQLAlchemyTokenStore(database, create_schema=False) as other:
                     other.save_token(make_token(**due.pop()))
 
@@ -269,14 +272,52 @@ def test_processes_save_a_token_with_and_without_its_user_E4_E7(database, number
 
 
 @on_each_server
-def test_no_claim_is_left_if_an_application_goes_on_after_an_error_E5(database):
+def test_no_claim_is_left_if_an_application_goes_on_after_an_error(database):
     insert(database, BEFORE)
+    cipher = BrokenCipher(generate_key())
+    with SQLAlchemyTokenStore(database, create_schema=False, cipher=cipher) as store:
+        for asked in (replace(BEFORE, refresh_token="r"), TokenRecord(refresh_token="new")):
+            with store.transaction() as tokens, pytest.raises(CipherError):
+                tokens.save(asked)
+    assert [known(token)["refresh_token"] for token in stored(database)] == ["before"]
     with SQLAlchemyTokenStore(database, create_schema=False) as store:
-        with store.transaction() as tokens:
-            with pytest.raises(Exception, match="belongs to user"):
-                tokens.save(TokenRecord(id="own", user_name="v", refresh_token="r"))
-            assert tokens.count() == 1
-        assert len(store.get_tokens()) == 1
+        store.save_token(make_token(user="u", client_id="c", access_token="a"))
+    assert len(stored(database)) == 1, "the row has lost its identity"
+
+
+class BrokenCipher(FernetCipher):
+    def encrypt(self, plaintext, key_id):
+        raise OSError
+
+
+class ProjectBase(DeclarativeBase):
+    pass
+
+
+class ProjectToken(StoredTokenMixin, ProjectBase):
+    """A project's own table, which demands more of a row than ours."""
+
+    __tablename__ = "project_token"
+    __table_args__ = (CheckConstraint("refresh_token IS NOT NULL"), UniqueConstraint("customer"))
+    customer: Mapped[int]
+
+
+@pytest.mark.parametrize("empty_database", SERVERS, indirect=True)
+def test_a_claim_keeps_to_a_projects_own_constraints(empty_database):
+    with engine_of(empty_database) as engine:
+        ProjectBase.metadata.create_all(engine)
+
+        def save(values, **fields):
+            with engine.begin() as connection:
+                tokens = TokenRepository(connection, model=ProjectToken)
+                tokens.save(TokenRecord(user_name="u", client_id="c", **fields), values=values)
+                return tokens.count()
+
+        assert save({"customer": 7}, refresh_token="r1") == 1
+        assert save(None, refresh_token="r2") == 1
+        with engine.connect() as connection:
+            rows = connection.execute(select(ProjectToken.customer, ProjectToken.refresh_token))
+            assert [tuple(row) for row in rows] == [(7, "r2")]
 
 
 @on_each_server

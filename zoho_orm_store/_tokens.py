@@ -283,9 +283,11 @@ class TokenOperations:
         rows: Sequence[Row[Any]] = []
         learns = learns_refresh_token(stored, asked)
         if learns and has_row_locks(connection):
-            claim = uuid4().hex
-            rows = self._claim(connection, merged(stored, asked), claim, own)
-            self._execute(connection, self._statements.delete, {"row_id": claim})
+            # The row gets its identity back at once: an application may go on after an error.
+            claim = {"row_id": stored.id, "identity": self._claim(asked)}
+            self._execute(connection, self._statements.update, claim)
+            rows = self._lock_holders(connection, merged(stored, asked))
+            self._execute(connection, self._statements.update, claim | {"identity": identity})
         elif learns or is_tied:
             rows = self._lock_holders(connection, merged(stored, asked))
         return self._update(connection, stored, asked, seen, self._readable(rows), own)
@@ -449,9 +451,13 @@ class TokenOperations:
         others: Sequence[TokenRecord] = []
         if asked.refresh_token is not None and has_row_locks(connection):
             claim = uuid4().hex if id_ == asked.id else id_
-            rows = self._claim(connection, asked, claim, own)
+            claimed = values | {"id": claim, "identity": self._claim(asked)}
+            insert_unless_present(connection, self.table, claimed)
+            rows = [row for row in self._lock_holders(connection, asked) if row.id != claim]
             if not rows and self._find_identity(connection, new) is None:
-                self._execute(connection, self._statements.update, values | {"row_id": claim})
+                parameters = values | {"row_id": claim}
+                if self._execute(connection, self._statements.update, parameters).rowcount == 0:
+                    raise _changed_meanwhile()
                 return new
             self._execute(connection, self._statements.delete, {"row_id": claim})
             others = self._readable(rows)
@@ -507,39 +513,15 @@ class TokenOperations:
         _check_identity(new, stored)
         return stored
 
-    def _claim(
-        self,
-        connection: Connection,
-        record: TokenRecord,
-        id_: str,
-        own: Mapping[str, object],
-    ) -> Sequence[Row[Any]]:
-        """Wait for the other saves that bring a refresh token into a row, and let none pass.
+    def _claim(self, asked: TokenRecord) -> str:
+        """The identity digest that the row of a save has while the save looks for other rows.
 
         Two rows may hold one refresh token, so no unique index makes a save that knows the user
-        wait for one that does not. Therefore both first insert a row with the same identity, which
-        no token has. It holds no secret, and the caller turns it into the new row or deletes it.
-
-        Args:
-            connection: The connection, on a database other than SQLite, which has one writer.
-            record: The token as it is to be saved.
-            id_: The id of the row to insert.
-            own: The values of columns that the model adds.
-
-        Returns:
-            The other rows that hold the refresh token: see `_lock_holders`.
+        wait for one that does not. Therefore each save that brings a refresh token into a row
+        first gives its row an identity that depends on this token alone, and that no row has for
+        longer than a transaction. SQLite has one writer at a time anyway.
         """
-        now = utc_now()
-        claim = {
-            "id": id_,
-            "identity": identity_digest(claim_of(record), self.scope),
-            # On MySQL, the locks on the rows beside it do not keep an update from taking its place.
-            "refresh_digest": digests_of(record, self.scope)["refresh_digest"],
-            "created_at": now,
-            "updated_at": now,
-        }
-        insert_unless_present(connection, self.table, claim | dict(self.scope.values) | dict(own))
-        return [row for row in self._lock_holders(connection, record) if row.id != id_]
+        return identity_digest(claim_of(asked), self.scope)
 
     def _lock_holders(self, connection: Connection, record: TokenRecord) -> Sequence[Row[Any]]:
         """The rows that hold a token's refresh token, but for those of other users and clients."""

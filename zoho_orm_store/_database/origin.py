@@ -31,9 +31,10 @@ def is_driver_error(error: BaseException | None) -> bool:
 
 
 def is_raised_elsewhere(error: BaseException) -> bool:
-    """Whether the code that raised an exception is the application's."""
-    modules = list(_modules(error))
-    return bool(modules) and modules[-1] not in _OURS | _THEIR_FOUNDATION
+    """Whether the class of an exception, or the code that raised it, is the application's."""
+    modules = [*_modules(error)]
+    ends = {_root(type(error).__module__), *modules[-1:]}
+    return not ends <= _OURS | _THEIR_FOUNDATION
 
 
 def interruption_in(error: BaseException | None) -> BaseException | None:

@@ -242,8 +242,10 @@ def import_(
     """Import the tokens of another store. A second import changes nothing.
 
     A token that is already stored, known by its user or by one of its tokens, is updated; any
-    other is added. stderr names what cannot be imported. The exit code is then 1, and the other
-    tokens are still imported, unless you pass --strict.
+    other is added. stderr names each id that had to change.
+
+    stderr also names what cannot be imported. The exit code is then 1, and the other tokens are
+    still imported, unless you pass --strict.
     """
     tokens = _source(source, from_table)
     target.check()
@@ -259,6 +261,9 @@ def import_(
         )
     for problem in summary.refused:
         typer.echo(f"Refused: {printable(problem)}", err=True)
+    for old, new in () if as_json else summary.renumbered:
+        became = "would become" if dry_run else "is now"
+        typer.echo(f"The id {printable(repr(old))} {became} {printable(repr(new))}.", err=True)
     if as_json:
         typer.echo(json.dumps(summary._asdict()))
     else:
