@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -332,7 +333,7 @@ class TestDoctor:
     )
     @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
     def test_a_right_that_is_missing(self, run, database, query, table, right):
-        user = "zos_doctor"
+        user = f"zos_doctor_{os.getpid()}"  # roles are shared by all databases of a server
         is_postgresql = database.get_backend_name() == "postgresql"
         grantee = user if is_postgresql else f"'{user}'@'%'"
         rights = {

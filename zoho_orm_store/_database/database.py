@@ -230,7 +230,7 @@ class Database(ABC):
                 end_work(working)
             if not (isinstance(failure, DatabaseError) and failure.retryable):
                 raise failure
-            pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))  # noqa: S311
+            pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(attempt, 10)))  # noqa: S311
             time.sleep(pause)
             paused += pause
             # A test may have stopped the clock.
