@@ -1,8 +1,9 @@
 """Databases, stores and tokens for the tests.
 
 The server tests use PostgreSQL and MariaDB over real connections, each run in a database of its
-own. Where a server is not reachable, its tests are left out and the summary says so; with
-ZOHO_ORM_STORE_REQUIRE_SERVERS=1 that is an error instead.
+own. If ZOHO_ORM_STORE_TEST_MYSQL_URL names a MySQL server, they run on it too. Where a server is not
+reachable, its tests are left out and the summary says so; with ZOHO_ORM_STORE_REQUIRE_SERVERS=1
+that is an error instead.
 
 A test runs where its behaviour can differ, and nowhere else: pure rules in memory, SQL once per
 database, driver behaviour once per driver, the application's engines and ciphers on a few routes.
@@ -23,7 +24,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
-from databases import DATABASES, SERVERS, clear_postgresql, fresh_database, why_unreachable
+from databases import (
+    DATABASES,
+    SERVERS,
+    VARIABLES,
+    clear_postgresql,
+    fresh_database,
+    why_unreachable,
+)
 from programs import ABSENT_PROGRAMS
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -64,7 +72,8 @@ class Route:
 
     def __str__(self) -> str:
         where = "memory" if self.database == "sqlite-memory" else self.kind
-        return f"{self.driver}-{where}{'-encrypted' if self.encrypted else ''}"
+        server = "-mysql-server" if self.database == "mysql" else ""
+        return f"{self.driver}-{where}{server}{'-encrypted' if self.encrypted else ''}"
 
 
 MEMORY = Route("memory", "list", "store")
@@ -76,6 +85,7 @@ BY_DATABASE = (
     Route("sqlite", "sqlite+pysqlite", "url"),
     Route("postgresql", "postgresql+psycopg", "url"),
     Route("mariadb", "mysql+pymysql", "url"),
+    *(Route(name, "mysql+pymysql", "url") for name in SERVERS if name == "mysql"),
 )
 
 BY_DRIVER = (
@@ -85,6 +95,7 @@ BY_DRIVER = (
     Route("postgresql", "postgresql+asyncpg", "url"),
     Route("mariadb", "mysql+asyncmy", "url"),
     Route("mariadb", "mysql+aiomysql", "url"),
+    *(Route(name, "mysql+asyncmy", "url") for name in SERVERS if name == "mysql"),
 )
 
 SHARED = (
@@ -140,7 +151,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 ABSENT = {
     name: f"{url.render_as_string(hide_password=True)} is not reachable ({reason}). "
-    f"Set ZOHO_ORM_STORE_TEST_{name.upper()} to another URL."
+    f"Set {VARIABLES[name]} to another URL."
     for name, url in SERVERS.items()
     if (reason := why_unreachable(url)) is not None
 }

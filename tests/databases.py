@@ -16,16 +16,24 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
-SERVERS = {
-    "postgresql": make_url(
-        os.environ.get(
-            "ZOHO_ORM_STORE_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
-        )
-    ),
-    "mariadb": make_url(
-        os.environ.get("ZOHO_ORM_STORE_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
-    ),
+VARIABLES = {
+    "postgresql": "ZOHO_ORM_STORE_TEST_POSTGRESQL",
+    "mariadb": "ZOHO_ORM_STORE_TEST_MARIADB",
+    "mysql": "ZOHO_ORM_STORE_TEST_MYSQL_URL",
 }
+"""The environment variables that name the servers."""
+
+_DEFAULTS = {
+    "postgresql": "postgresql+psycopg://postgres@127.0.0.1:5432/test",
+    "mariadb": "mysql+pymysql://root@127.0.0.1:3306/test",
+}
+
+SERVERS = {
+    name: make_url(url)
+    for name, variable in VARIABLES.items()
+    if (url := os.environ.get(variable) or _DEFAULTS.get(name))
+}
+"""The servers to test on. MySQL itself is one of them only if its variable is set."""
 
 DATABASES = ("sqlite", *SERVERS)
 

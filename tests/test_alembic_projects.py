@@ -427,4 +427,4 @@ class TestSeveralSchemas:
 
 
 def test_the_databases_are_those_of_all_other_tests():
-    assert len(DRIVERS["generic"]) == len(DATABASES)
+    assert len(DRIVERS["generic"]) == len({*DATABASES} - {"mysql"})

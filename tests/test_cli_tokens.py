@@ -275,8 +275,8 @@ class TestDoctor:
         assert result.exit_code == 0, result.stdout
         lines = result.stdout.splitlines()
         assert all(line.startswith(("ok ", "hint ")) for line in lines)
-        name = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
-        assert f": {name[database.get_backend_name()]} " in lines[1]
+        name = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "(MariaDB|MySQL)"}
+        assert re.search(f": {name[database.get_backend_name()]} ", lines[1])
         assert "may SELECT, INSERT, UPDATE and DELETE in oauthtoken and" in result.stdout
         assert "3 tokens, of which 0 will be refreshed" in result.stdout
         assert "hint   1 token expired and cannot be refreshed" in result.stdout

@@ -263,6 +263,7 @@ REFUSING_TRIGGERS = {
         "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = what; END",
     ),
 }
+REFUSING_TRIGGERS["mysql"] = REFUSING_TRIGGERS["mariadb"]
 
 
 @contextmanager

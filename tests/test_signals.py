@@ -82,9 +82,12 @@ def table_locked(url):
 
 
 def swallows_errors(frame):
-    """Whether a frame is of a callback from the garbage collector: what is raised there is lost."""
+    """Whether what is raised in a frame is lost.
+
+    Python loses it in what the garbage collector calls, SQLAlchemy while it closes a cursor.
+    """
     while frame is not None:
-        if frame.f_code.co_name in ("_collection_gced", "__del__"):
+        if frame.f_code.co_name in ("_collection_gced", "__del__", "_safe_close_cursor"):
             return True
         frame = frame.f_back
     return False

@@ -45,6 +45,9 @@ in_both_ways = pytest.mark.parametrize(
     indirect=["database"],
 )
 
+# SQLAlchemy does not close a connection of psycopg whose set-up was cancelled.
+pytestmark = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+
 
 @pytest.fixture
 def relay(database):
