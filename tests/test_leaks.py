@@ -39,6 +39,7 @@ from zoho_orm_store import (
 from zoho_orm_store._sdk.conversion import SDKException
 from zoho_orm_store.encryption import generate_key
 from zoho_orm_store.transfer import (
+    FILE_HEADER,
     SDK_COLUMNS,
     FileStoreFile,
     TokenTable,
@@ -228,7 +229,7 @@ def fail_at_updates(engine):
     }[engine.dialect.name]
 
     def before(connection, cursor, statement, *_):
-        if re.match(r"UPDATE (public\.)?oauthtoken SET identity", statement):
+        if re.match(r"UPDATE (public\.)?oauthtoken\b", statement) and "identity=" in statement:
             cursor.execute(refuse)
 
     event.listen(engine, "before_cursor_execute", before)
@@ -447,7 +448,8 @@ class TestFailures:
         bind, url = bound
         path = tmp_path / "sdk_tokens.txt"
         line = f"1,ada,1000.C,{CLIENT_SECRET},{REFRESH},{ACCESS},{GRANT},soon,x,y\n"
-        path.write_text(f"header\n{line}{line.replace('soon', ACCESS)}{line[:-20] * 3}")
+        lines = f"{line}{line.replace('soon', ACCESS)}{line[:-20] * 3}"
+        path.write_text(f"{','.join(FILE_HEADER)}\n{lines}")
         with logs_kept() as logs:
             summary = import_tokens(FileStoreFile(path), bind, cipher=cipher)
         assert len(summary.refused) == 3

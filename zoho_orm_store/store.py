@@ -14,7 +14,7 @@ from typing_extensions import TypeVarTuple, Unpack
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._database.errors import our_errors
-from zoho_orm_store._database.forks import tell_forked_children
+from zoho_orm_store._database.forks import notice_fork, tell_forked_children
 from zoho_orm_store._matching import fallen_back, filled, is_new_login
 from zoho_orm_store._refresh.coordinator import RefreshCoordinator, Settled
 from zoho_orm_store._refresh.leases import DatabaseLeases
@@ -78,7 +78,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     Args:
         bind: The database. For a URL, such as ``"sqlite:///zohooauth.db"``, the store makes an
             engine and disposes of it. An ``Engine`` is used as it is and never disposed of. An
-            ``AsyncEngine`` is copied, pool and all, for the store's own event loop.
+            ``AsyncEngine`` gets a second pool, for the store's own event loop.
         model: The model whose table holds the tokens.
         lease_model: The model whose table holds the refresh leases; ``None`` stands for
             `RefreshLease` with `StoredToken`. A model of your own comes with a lease model of your
@@ -409,6 +409,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         Returns:
             The seconds that are left to the call.
         """
+        notice_fork()  # It replaces the lock.
         deadline = monotonic() + self._timeout
         mine = self._first_use.acquire(timeout=self._timeout)
         left = deadline - monotonic()

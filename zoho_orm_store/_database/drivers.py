@@ -6,7 +6,6 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
-from uuid import uuid4
 
 from zoho_orm_store.errors import ConfigurationError
 
@@ -79,7 +78,8 @@ _OPTIONS_FOR_POOLERS: dict[str, dict[str, object]] = {
     "asyncpg": {
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": lambda: f"__zoho_orm_store_{uuid4().hex}__",
+        # A statement without a name is replaced by the next one. Others would stay for ever.
+        "prepared_statement_name_func": lambda: "",
     },
 }
 

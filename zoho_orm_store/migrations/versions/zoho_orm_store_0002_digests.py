@@ -218,12 +218,14 @@ def widen() -> None:
 
 
 def widen_on_mysql() -> None:
-    """Do the same in one statement, since each one copies the table.
+    """Do the same in few statements, since each one copies the table.
 
-    It also makes text compare byte for byte, which the default collations do not.
+    Text is to compare byte for byte, which the default collations do not. The conversion is a
+    statement of its own: it would undo the other changes in the same one.
     """
-    changes = [] if is_text_exact() else ["CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"]
-    changes.append(f"MODIFY id {type_name(id_type())} NOT NULL")
+    if not is_text_exact():
+        alter_table(TABLE, ["CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"])
+    changes = [f"MODIFY id {type_name(id_type())} NOT NULL"]
     changes += [f"MODIFY {name} {type_name(type_)} NULL" for name, type_ in WIDER.items()]
     changes.append("MODIFY expiry_time BIGINT NULL")
     present = columns_present()
