@@ -6,10 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from zohocrmsdk.src.com.zoho.api.authenticator.token import Token
-from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
-
-from zoho_orm_store._sdk.conversion import SDKException
+from zoho_orm_store._sdk.conversion import Initializer, SDKException, Token
 from zoho_orm_store.errors import ConfigurationError
 
 if TYPE_CHECKING:

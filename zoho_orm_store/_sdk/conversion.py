@@ -10,7 +10,9 @@ from zoho_orm_store.records import FIELDS, TokenRecord, parse_expiry
 try:
     from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
     from zohocrmsdk.src.com.zoho.api.authenticator.store.token_store import TokenStore
+    from zohocrmsdk.src.com.zoho.api.authenticator.token import Token
     from zohocrmsdk.src.com.zoho.crm.api.exception.sdk_exception import SDKException
+    from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
     from zohocrmsdk.src.com.zoho.crm.api.user_signature import UserSignature
     from zohocrmsdk.src.com.zoho.crm.api.util.constants import Constants
 except ModuleNotFoundError as error:
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from zoho_orm_store.errors import ZohoOrmStoreError
 
 __all__ = [
+    "Initializer",
     "OAuthToken",
     "SDKException",
+    "Token",
     "TokenStore",
     "fill",
     "missing_id_exception",
