@@ -175,7 +175,7 @@ def use_our_lineage(project, separator="newline"):
 
 
 @on_each_database(asynchronous="postgresql")
-@pytest.mark.parametrize("has_revision", [True, False])
+@pytest.mark.parametrize("has_revision", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_our_lineage_in_its_version_locations(project, has_revision):
     project.target("Base.metadata", filter="include_name")
     if has_revision:
@@ -289,7 +289,7 @@ class FlaskProject(Project):
         return run(*command, cwd=self.folder, fails=fails, **self.env)
 
 
-@pytest.mark.parametrize("has_revision", [True, False])
+@pytest.mark.parametrize("has_revision", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_our_lineage_in_a_project_of_flask_migrate(
     empty_database, tmp_path, installed, has_revision
 ):

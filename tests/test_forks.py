@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import BY_DRIVER
-from databases import DATABASES
+from databases import SERVERS
 from reliability import record
 from sdk_processes import ENVIRONMENT, HERE
 
@@ -43,7 +43,9 @@ def urls(request, database):
     ]
 
 
-@pytest.mark.parametrize("database", DATABASES, indirect=True)
+@pytest.mark.parametrize(
+    "database", [*SERVERS, pytest.param("sqlite", marks=pytest.mark.soak)], indirect=True
+)
 class TestChildren:
     def test_forked_in_c_use_nothing_of_the_parents_H4(self, urls):
         assert what_goes_wrong("after_forks_in_c", *urls) == []

@@ -180,7 +180,13 @@ PAIRS = [
 
 
 @on_each_server
-@pytest.mark.parametrize("rows", [[], [BEFORE]], ids=["new", "a new login"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([], id="new"),
+        pytest.param([BEFORE], id="a new login", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 class TestTwoWriters:
     """Both look for the token's row when there is none yet, and then write."""

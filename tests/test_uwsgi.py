@@ -48,8 +48,12 @@ def databases(provisioned):
 
 @pytest.fixture(
     scope="module",
-    params=[(), ("--enable-threads", "--threads", "2")],
-    ids=["without threads", "with threads"],
+    params=[
+        pytest.param((), id="without threads"),
+        pytest.param(
+            ("--enable-threads", "--threads", "2"), id="with threads", marks=pytest.mark.soak
+        ),
+    ],
 )
 def server(request, databases, zoho, tmp_path_factory):
     """A server whose stores have connections since before it forked its workers."""
