@@ -246,7 +246,7 @@ class TestOldStorage:
     @pytest.mark.parametrize(
         "storage", ["ENGINE=MyISAM", "ENGINE=Aria", "ROW_FORMAT=COMPACT", "ROW_FORMAT=REDUNDANT"]
     )
-    @pytest.mark.parametrize("charset", ["latin1", "utf8mb4"])
+    @pytest.mark.parametrize("charset", ["latin1", pytest.param("utf8mb4", marks=pytest.mark.soak)])
     def test_a_table_with_short_keys_is_converted(self, engine, sql, storage, charset):
         sql(f"{SDK_DDL.format(name='oauthtoken')} {storage} DEFAULT CHARSET={charset}")
         sql(SDK_ROW.format(name="oauthtoken", user="josé"))

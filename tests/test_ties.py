@@ -81,7 +81,9 @@ class TestLeftBehind:
         return leave
 
     @on_routes(MEMORY, *BY_DATABASE, ENCRYPTED)
-    @pytest.mark.parametrize("client_of_the_other", ["c", None])
+    @pytest.mark.parametrize(
+        "client_of_the_other", ["c", pytest.param(None, marks=pytest.mark.soak)]
+    )
     @pytest.mark.parametrize(
         "asked",
         [

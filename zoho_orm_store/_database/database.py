@@ -59,11 +59,11 @@ _FORK_WAITS_FOR_SQLITE = 10.0
 _WORTH_A_STATEMENT = 0.2
 """Seconds of a wait from which a read tells SQLite how much time is left."""
 
-_TO_CLOSE = 0.15
+_TO_CLOSE = 0.3
 """Seconds that a connection has to say goodbye to the server."""
 
-_TO_GIVE_BACK = 0.8
-"""Seconds that all connections have when a store is closed."""
+_TO_GIVE_BACK = 0.5
+"""Seconds that the caller who closes a store waits for its connections."""
 
 
 def open_database(
@@ -312,13 +312,19 @@ class _SyncDatabase(Database):
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., Any]]:
         connection = self._connect(True)
+
+        def run(work: Callable[..., T], *args: object) -> T:
+            if self._engines.limits_time:
+                limit_time(connection, self._timeout)
+            return work(connection, *args)
+
         try:
             with self._errors_translated():
-                _begin(connection, self._timeout)
+                run(_begin, self._timeout)
             try:
-                yield lambda work, *args: work(connection, *args)
+                yield run
                 with self._errors_translated():
-                    _commit(connection)
+                    run(_commit)
             except BaseException as error:
                 _undo(connection, error)
                 raise
@@ -349,7 +355,7 @@ class _AsyncDatabase(Database):
         self._loop_thread.cancel()
         if is_first:
             with suppress(DatabaseTimeoutError, StoreClosedError):
-                self._loop_thread.run(self._dispose(), _TO_GIVE_BACK)
+                self._loop_thread.run(_to_its_end(self._dispose()), _TO_GIVE_BACK)
         self._loop_thread.stop()
 
     async def _dispose(self) -> None:
