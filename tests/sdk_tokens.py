@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoho_orm_store._sdk.conversion import OAuthToken, UserSignature, record_from
+from zoho_orm_store._sdk.conversion import OAuthToken, TokenStore, UserSignature, record_from
 
 FIELDS = {
     "client_id": "set_client_id",
@@ -24,6 +24,13 @@ def make_token(*, id: str | None = None, user: str | None = None, **fields: obje
         token.set_user_signature(UserSignature(user))
     for name, value in fields.items():
         getattr(token, FIELDS[name])(value)
+    return token
+
+
+def save(store: TokenStore, **fields: object) -> OAuthToken:
+    """Save a token that knows exactly what is given, and return it."""
+    token = make_token(**fields)
+    store.save_token(token)
     return token
 
 

@@ -9,11 +9,11 @@ import traceback
 
 import pytest
 from conftest import BY_DATABASE, on_routes, on_sqlite, open_store
+from databases import kill_connections
 from freezegun import freeze_time
 from reliability import record
-from sdk_tokens import FULL, known, make_token
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.pool import NullPool
+from sdk_tokens import FULL, known, make_token, save
+from sqlalchemy import create_engine, event
 from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
 
 from zoho_orm_store import DatabaseError, RefreshPolicy, SQLAlchemyTokenStore
@@ -29,34 +29,6 @@ SECRETS = {
 
 on_mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-
-
-def save(store, **fields):
-    token = make_token(**fields)
-    store.save_token(token)
-    return token
-
-
-def kill_connections(url):
-    """Let the server close every other connection to a database."""
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
-        if url.get_backend_name() == "postgresql":
-            connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-            )
-        else:
-            rows = connection.execute(
-                text(
-                    "SELECT id FROM information_schema.processlist "
-                    "WHERE db = database() AND id <> connection_id()"
-                )
-            )
-            for (number,) in rows.all():
-                connection.execute(text(f"KILL {number}"))
 
 
 def fails(call, caplog):

@@ -9,7 +9,7 @@ import pytest
 from conftest import in_child as in_child
 from databases import fresh_database
 from reliability import record
-from sdk_tokens import FULL, make_token
+from sdk_tokens import FULL, save
 from sqlalchemy import Delete, Engine, Update, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -37,12 +37,6 @@ SEPARATE = "the child used no connection of its parent"
 
 def sync(engine):
     return engine if isinstance(engine, Engine) else engine.sync_engine
-
-
-def save(store, **fields):
-    token = make_token(**fields)
-    store.save_token(token)
-    return token
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from conftest import (
     statements_counted,
     with_a_cipher_too,
 )
-from sdk_tokens import FIELDS, FULL, known, make_token
+from sdk_tokens import FIELDS, FULL, known, make_token, save
 
 from zoho_orm_store._sdk.conversion import OAuthToken, SDKException
 
@@ -44,12 +44,6 @@ HOSTILE = (
 
 ALIKE = ("a", "A", "á", "a\u0301", "a ", " a", "aa", "ａ")
 """Values that the default collation of some database takes for equal."""
-
-
-def save(store, **fields):
-    token = make_token(**fields)
-    store.save_token(token)
-    return token
 
 
 def stored(store):

@@ -29,9 +29,9 @@ from conftest import (
     on_routes,
     open_store,
 )
-from databases import SERVERS
+from databases import SERVERS, kill_connections
 from reliability import record
-from sdk_tokens import FULL, known, make_token
+from sdk_tokens import FULL, known, make_token, save
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
@@ -63,12 +63,6 @@ ASYNC_DRIVERS = {
 
 def async_url(url):
     return url.set(drivername=ASYNC_DRIVERS[url.get_backend_name()])
-
-
-def save(store, **fields):
-    token = make_token(**fields)
-    store.save_token(token)
-    return token
 
 
 class TestThreads:
@@ -252,33 +246,12 @@ class TestForks:
 
 
 class TestRestarts:
-    def kill_connections(self, url):
-        engine = create_engine(url, poolclass=NullPool)
-        with engine.connect() as connection:
-            if url.get_backend_name() == "postgresql":
-                connection.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    )
-                )
-            else:
-                rows = connection.execute(
-                    text(
-                        "SELECT id FROM information_schema.processlist "
-                        "WHERE db = database() AND id <> connection_id()"
-                    )
-                )
-                for (number,) in rows.all():
-                    connection.execute(text(f"KILL {number}"))
-        engine.dispose()
-
     @on_routes(*ON_SERVERS, *ENGINES_ON_SERVERS)
     def test_after_the_server_dropped_every_connection_H1(self, route, route_url, store):
         saved = save(store, **FULL)
-        self.kill_connections(route_url)
+        kill_connections(route_url)
         assert known(store.find_token_by_id(saved.get_id())) == known(saved)
-        self.kill_connections(route_url)
+        kill_connections(route_url)
         save(store, user="u", access_token="a")
         assert len(store.get_tokens()) == 2
         record("the server closes every connection", route.driver, 2, "the next call succeeded")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BY_DATABASE, BY_DRIVER, ENGINES, on_routes, open_store, statements_counted
-from databases import SERVERS
+from databases import SERVERS, kill_connections
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.ext.asyncio import (
@@ -34,7 +34,6 @@ from sqlalchemy.orm import (
     scoped_session,
     sessionmaker,
 )
-from sqlalchemy.pool import NullPool
 
 import zoho_orm_store
 from zoho_orm_store import (
@@ -373,27 +372,6 @@ def assert_it_is_clean(error):
         *(str(each.locals) for each in described.stack if str(ours) in each.filename),
     ]
     assert not [secret for secret in SECRETS if secret in "".join(shown)]
-
-
-def kill_connections(url):
-    """Kill every other connection to a database."""
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
-        if url.get_backend_name() == "postgresql":
-            connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-            )
-        else:
-            others = text(
-                "SELECT id FROM information_schema.processlist "
-                "WHERE db = database() AND id <> connection_id()"
-            )
-            for (number,) in connection.execute(others).all():
-                connection.execute(text(f"KILL {number}"))
-    engine.dispose()
 
 
 class TestATransaction:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 import pytest
 import sdk_process
 from databases import DATABASES
-from sdk_tokens import make_token
+from sdk_tokens import make_token, save
 from sqlalchemy import ForeignKey, Integer, String, Uuid, create_engine, select, text
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -119,12 +119,6 @@ def store_of(engine, model, scope, **options):
     return SQLAlchemyTokenStore(
         engine, model=model, lease_model=RefreshLease, scope=scope, **options
     )
-
-
-def save(store, **fields):
-    token = make_token(**fields)
-    store.save_token(token)
-    return token
 
 
 class TestExactScopes:
