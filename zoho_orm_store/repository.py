@@ -184,7 +184,9 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
             DatabaseError: The database refused or lost the operation.
         """
         saved = self._execute(self._writing, self._save, asked, seen, values)
-        self._reload(lambda loaded: loaded.id == saved.id or loaded.user_digest is None)
+        self._reload(
+            lambda loaded: loaded.get("id") == saved.id or loaded.get("user_digest") is None
+        )
         return saved
 
     def delete(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
@@ -335,17 +337,21 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
         return connection
 
     @our_errors
-    def _reload(self, may_have_changed: Callable[[Any], bool]) -> None:
+    def _reload(self, may_have_changed: Callable[[Mapping[str, Any]], bool]) -> None:
         """Reload the session's objects of this table, which has changed without it.
 
         Expiring them would not do: asynchronous code cannot load an attribute later. Objects
         whose row is gone leave the session as they are.
+
+        Args:
+            may_have_changed: Whether the row of an object may have changed, by the attributes of
+                the object that are loaded.
         """
         session = self._session()
         if not isinstance(session, Session):
             return
         for loaded in session.identity_map.values():
-            if isinstance(loaded, self._model) and may_have_changed(_Loaded(loaded)):
+            if isinstance(loaded, self._model) and may_have_changed(vars(loaded)):
                 before = {**vars(loaded)}
                 try:
                     session.refresh(loaded)
@@ -353,16 +359,6 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
                     session.expunge(loaded)
                     for name in before.keys() & inspect(self._model).column_attrs.keys():
                         set_committed_value(loaded, name, before[name])
-
-
-class _Loaded:
-    """The attributes of an object, as far as they are loaded."""
-
-    def __init__(self, loaded: object) -> None:
-        self._attributes = vars(loaded)
-
-    def __getattr__(self, name: str) -> object:
-        return self._attributes.get(name)
 
 
 class StoreTransaction(TokenRepository):
@@ -387,7 +383,7 @@ class StoreTransaction(TokenRepository):
         result: T = self._run_in_transaction(operation, *args)
         return result
 
-    def _reload(self, may_have_changed: Callable[[Any], bool]) -> None:
+    def _reload(self, may_have_changed: Callable[[Mapping[str, Any]], bool]) -> None:
         """There is no session that holds objects."""
 
 

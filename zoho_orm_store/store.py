@@ -243,8 +243,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         Raises:
             DatabaseError: The database failed.
         """
-        operations = self._operations or self._operations_in_scope()
-        return self._write(operations.expire, id)
+        operations = self._operations_in_scope()
+        return self._run(self._database.write, operations.expire, id)
 
     def close(self) -> None:
         """Give back every connection and thread.
@@ -261,7 +261,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
     def _get(self, id_: str) -> Settled:
         operations = self._operations or self._operations_in_scope()
-        found = self._read(operations.get, id_)
+        found = self._run(self._database.read, operations.get, id_)
         coordinator = self._coordinator
         if coordinator is None or found is None or coordinator.is_settled(found):
             return Settled(found)
@@ -269,8 +269,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return coordinator.settle(found, None, look_again, operations.scope.parts)
 
     def _find(self, asked: TokenRecord) -> Settled:
-        operations = self._operations or self._operations_in_scope()
-        stored = self._read(operations.find, asked)
+        operations = self._operations_in_scope()
+        stored = self._run(self._database.read, operations.find, asked)
         if stored is not None and is_new_login(asked, stored):
             return self._log_in_anew(operations, asked, stored)
         found = None if stored is None else filled(asked, stored)
@@ -297,23 +297,23 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             return Settled(found)
 
         def look_again() -> TokenRecord | None:
-            stored = self._read(operations.find, asked)
+            stored = self._run(self._database.read, operations.find, asked)
             return None if stored is None or is_new_login(asked, stored) else filled(asked, stored)
 
         return coordinator.settle(found, asked, look_again, operations.scope.parts)
 
     def _seen(self, stored: TokenRecord) -> None:
         if self._coordinator is not None:
-            operations = self._operations or self._operations_in_scope()
+            operations = self._operations_in_scope()
             self._coordinator.remember_seen(stored, operations.scope.parts)
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
-        operations = self._operations or self._operations_in_scope()
+        operations = self._operations_in_scope()
         coordinator, parts = self._coordinator, operations.scope.parts
         key = None if coordinator is None else coordinator.lease_for(asked, parts)
         held = None if coordinator is None or key is None else coordinator.held(key)
         if coordinator is None or key is None or held is None:
-            return self._write(operations.save, asked, None)
+            return self._run(self._database.write, operations.save, asked, None)
         record = held.without_shown_expiry(asked)
 
         def save_and_release(connection: Connection) -> TokenRecord:
@@ -322,7 +322,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             return operations.save(connection, record, None if is_ours else held.seen)
 
         try:
-            saved = self._write(save_and_release)
+            saved = self._run(self._database.write, save_and_release)
         except ZohoOrmStoreError as error:
             if not isinstance(error, DatabaseUnreachableError | DatabaseTimeoutError):
                 coordinator.failed(key)
@@ -331,33 +331,38 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         return saved
 
     def _delete(self, id_: str) -> None:
-        operations = self._operations or self._operations_in_scope()
-        self._write(operations.delete, id_)
+        operations = self._operations_in_scope()
+        self._run(self._database.write, operations.delete, id_)
 
     def _delete_all(self) -> None:
-        operations = self._operations or self._operations_in_scope()
-        self._write(operations.delete_all)
+        operations = self._operations_in_scope()
+        self._run(self._database.write, operations.delete_all)
 
     def _tokens(self) -> list[OAuthToken]:
-        operations = self._operations or self._operations_in_scope()
-        return self._read(lambda connection: [*map(token_from, operations.rows(connection))])
+        operations = self._operations_in_scope()
+        return self._run(
+            self._database.read, lambda connection: [*map(token_from, operations.rows(connection))]
+        )
 
-    def _read(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        timeout = self._prepare(self._database.read) if self._is_new else None
-        try:
-            return self._database.read(work, *args, timeout=timeout)
-        except SchemaError:
-            timeout = self._prepare_again()
-        return self._database.read(work, *args, timeout=timeout)
+    def _run(
+        self,
+        run: Callable[..., Any],
+        work: Callable[[Connection, Unpack[Ts]], T],
+        *args: Unpack[Ts],
+    ) -> T:
+        """Run work once the tables are there.
 
-    def _write(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-        # A server that restarts is waited for, also by the first call.
-        timeout = self._prepare(self._database.write) if self._is_new else None
+        Args:
+            run: The database's ``read`` or ``write``, which waits for a server that restarts.
+            work: A function of a connection and of ``args``.
+            args: More arguments of the function.
+        """
+        timeout = self._prepare(run) if self._is_new else None
         try:
-            return self._database.write(work, *args, timeout=timeout)
+            result: T = run(work, *args, timeout=timeout)
         except SchemaError:
-            timeout = self._prepare_again()
-        return self._database.write(work, *args, timeout=timeout)
+            result = run(work, *args, timeout=self._prepare_again())
+        return result
 
     def _use_scope(self, scope: Scope | None) -> None:
         """Resolve a scope once and for all, or prepare to ask a function for it at each call."""

@@ -11,7 +11,7 @@ import csv
 import logging
 import os
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -312,10 +312,6 @@ class _Tally:
         return ImportSummary(added, updated, unchanged, tuple(self.refused), renumbered)
 
 
-class _UndoError(ZohoOrmStoreError):
-    """Rolls a dry run's transaction back."""
-
-
 @our_errors
 def import_tokens(
     source: Iterable[Found],
@@ -365,14 +361,9 @@ def import_tokens(
             on_progress(imported.number + tally.number)
         return tally
 
-    def try_all(connection: Connection, tokens: Iterable[Found]) -> None:
-        imported.add(save_all(connection, tokens))
-        raise _UndoError
-
     with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
         if dry_run:
-            with suppress(_UndoError):
-                database.write(try_all, source)
+            imported.add(database.rehearse(save_all, source))
         else:
             for tokens in [source] if strict else _batches(source):
                 imported.add(database.write(save_all, tokens))

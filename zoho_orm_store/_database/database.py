@@ -34,7 +34,12 @@ from zoho_orm_store._database.forks import (
 from zoho_orm_store._database.loop import LoopThread
 from zoho_orm_store._database.sqlite_file import check_not_replaced, is_watched
 from zoho_orm_store._sql.dialects import leave_autocommit, prepare_to_write, set_busy_timeout
-from zoho_orm_store.errors import DatabaseError, DatabaseTimeoutError, StoreClosedError
+from zoho_orm_store.errors import (
+    DatabaseError,
+    DatabaseTimeoutError,
+    StoreClosedError,
+    ZohoOrmStoreError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -91,6 +96,18 @@ def open_database(
     if isinstance(engines.writing, Engine):
         return _SyncDatabase(engines, timeout, retry_for)
     return _AsyncDatabase(engines, timeout, retry_for)
+
+
+class _RehearsedError(ZohoOrmStoreError):
+    """Rolls a transaction back that was only to be tried.
+
+    Attributes:
+        result: The result of the work.
+    """
+
+    def __init__(self, result: Any) -> None:  # noqa: ANN401
+        super().__init__("The transaction was only rehearsed.")
+        self.result = result
 
 
 class Database(ABC):
@@ -156,6 +173,21 @@ class Database(ABC):
                 the database was opened with.
         """
         return self._run(True, work, args, timeout, retry_for)
+
+    def rehearse(self, work: Callable[[Connection, Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+        """Run work as `write` does, but roll it back, and return its result.
+
+        Arguments and errors are those of `write`.
+        """
+
+        def run(connection: Connection) -> None:
+            raise _RehearsedError(work(connection, *args))
+
+        try:
+            self.write(run)
+        except _RehearsedError as rehearsed:
+            result: T = rehearsed.result
+        return result
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., Any]]:

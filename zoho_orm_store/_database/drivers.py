@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,8 @@ __all__ = [
     "SUGGESTED_DRIVERS",
     "connect_args",
     "connects_with_limit",
+    "created_file",
+    "gevent_monkey",
     "is_memory",
     "limit_time",
     "prepares_statements_in_two_steps",
@@ -111,14 +114,19 @@ def prepares_statements_in_two_steps(driver: str) -> bool:
     return driver == "asyncpg"
 
 
+def gevent_monkey() -> Any:  # noqa: ANN401
+    """Return gevent's module ``monkey`` if it has replaced threads by greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey if monkey and monkey.is_module_patched("threading") else None
+
+
 def refuse_under_gevent(driver: str) -> None:
     """Refuse a driver that cannot work in greenlets.
 
     Raises:
         ConfigurationError: gevent has replaced the threads that the driver needs.
     """
-    monkey = sys.modules.get("gevent.monkey")
-    if driver == "aiosqlite" and monkey and monkey.is_module_patched("threading"):
+    if driver == "aiosqlite" and gevent_monkey():
         raise ConfigurationError(
             "aiosqlite does not work under gevent, because it needs real threads. Use a URL that "
             "begins with sqlite:/// instead of sqlite+aiosqlite:///."
@@ -189,16 +197,27 @@ def is_memory(url: URL) -> bool:
 
 
 def sqlite_file(database: str) -> str | None:
-    """The file that SQLite would create for a database.
+    """The file of a SQLite database, or ``None`` if it has none.
 
     Args:
-        database: A path, ``":memory:"``, or a URI such as ``"file:tokens.db?mode=rwc"``.
+        database: A path, ``":memory:"``, or a URI such as ``"file:tokens.db?mode=ro"``.
     """
-    if not database.startswith("file:"):
-        return None if database in ("", ":memory:") else database
-    parts = urlsplit(database)
-    mode = parse_qs(parts.query).get("mode", ["rwc"])[0]
-    return unquote(parts.path) if mode == "rwc" and parts.path != ":memory:" else None
+    if database.startswith("file:"):
+        parts = urlsplit(database)
+        query = parse_qs(parts.query)
+        if query.get("mode") == ["memory"] or query.get("vfs") == ["memdb"]:
+            return None
+        database = unquote(parts.path)
+        if os.name == "nt" and database[2:3] == ":":  # "/C:/tokens.db"
+            database = database[1:]
+    return None if database in ("", ":memory:") else database
+
+
+def created_file(database: str) -> str | None:
+    """The file that SQLite would create for a database; see `sqlite_file`."""
+    is_uri = database.startswith("file:")
+    mode = parse_qs(urlsplit(database).query).get("mode", ["rwc"])[0] if is_uri else "rwc"
+    return sqlite_file(database) if mode == "rwc" else None
 
 
 def redacted_url(url: URL) -> str:

@@ -22,10 +22,10 @@ from zoho_orm_store._database.drivers import (
     SUGGESTED_DRIVERS,
     connect_args,
     connects_with_limit,
+    created_file,
     is_memory,
     prepares_statements_in_two_steps,
     refuse_under_gevent,
-    sqlite_file,
 )
 from zoho_orm_store._database.sqlite_file import reconnect_when_replaced
 from zoho_orm_store._sql.dialects import check_dialect
@@ -149,7 +149,7 @@ def _make_private(
     SQLite treats an empty file as a new database, gives its journals the file's permissions, and
     follows a link to a file that does not exist. If the file cannot be made, connecting says why.
     """
-    path = sqlite_file(str(arguments[0]))
+    path = created_file(str(arguments[0]))
     if path:
         with suppress(OSError):
             os.close(os.open(os.path.realpath(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

@@ -173,7 +173,7 @@ def connect_error(error: Exception, url: URL, *, wait_for_server: bool = False) 
         return translate(error, url) or error
     if interruption := interruption_in(error):
         return interruption
-    if is_raised_elsewhere(error) and not is_driver_error(error):
+    if is_raised_elsewhere(error):
         return error
     cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig else error
     code, text = _code_of(cause), _text_of(cause)

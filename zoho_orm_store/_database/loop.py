@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from zoho_orm_store._database.drivers import gevent_monkey
 from zoho_orm_store._database.origin import is_raised_elsewhere
 from zoho_orm_store.errors import ConfigurationError, DatabaseTimeoutError, StoreClosedError
 
@@ -136,7 +137,7 @@ class _Thread:
         self._ident: int | None = None
 
     def start(self) -> None:
-        if monkey := _gevent_monkey():
+        if monkey := gevent_monkey():
             monkey.get_original("_thread", "start_new_thread")(self._run, ())
         else:
             threading.Thread(target=self._run, name="zoho-orm-store", daemon=True).start()
@@ -176,7 +177,7 @@ def _submit(
     coroutine: Coroutine[object, object, Any], loop: asyncio.AbstractEventLoop
 ) -> concurrent.futures.Future[Any] | _PolledFuture:
     """Run a coroutine in a loop of another thread."""
-    if _gevent_monkey():
+    if gevent_monkey():
         return _PolledFuture(coroutine, loop)
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
@@ -235,7 +236,7 @@ class _PolledFuture:
 class _Loop(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Look a host up. asyncio uses a further thread, which gevent would make a greenlet."""
-        if monkey := _gevent_monkey():
+        if monkey := gevent_monkey():
             return monkey.get_original("socket", "getaddrinfo")(*args, **kwargs)
         return await super().getaddrinfo(*args, **kwargs)
 
@@ -264,14 +265,8 @@ class _OfOneProcess(selectors.BaseSelector):
 
 def _selector() -> selectors.BaseSelector:
     default: Any = selectors.DefaultSelector
-    if monkey := _gevent_monkey():
+    if monkey := gevent_monkey():
         default = monkey.get_original("selectors", "DefaultSelector")
     kind = type("Selector", (_OfOneProcess, default), {})
     selector: selectors.BaseSelector = kind()
     return selector
-
-
-def _gevent_monkey() -> Any:  # noqa: ANN401
-    """Return the monkey module if gevent has replaced threads by greenlets."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey if monkey and monkey.is_module_patched("threading") else None

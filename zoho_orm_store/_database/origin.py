@@ -31,7 +31,12 @@ def is_driver_error(error: BaseException | None) -> bool:
 
 
 def is_raised_elsewhere(error: BaseException) -> bool:
-    """Whether the class of an exception, or the code that raised it, is the application's."""
+    """Whether the class of an exception, or the code that raised it, is the application's.
+
+    A driver's exception never is, whoever raised it.
+    """
+    if is_driver_error(error):
+        return False
     modules = [*_modules(error)]
     ends = {_root(type(error).__module__), *modules[-1:]}
     return not ends <= _OURS | _THEIR_FOUNDATION
@@ -47,17 +52,13 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
         seen.add(id(error))
         original = getattr(error, "orig", None)
         error = original if isinstance(original, BaseException) else _before(error)
-        if error is not None and _was_caught_by_us(error) and _is_foreign(error):
+        if error is not None and _was_caught_by_us(error) and is_raised_elsewhere(error):
             return error
     return None
 
 
 def _before(error: BaseException) -> BaseException | None:
     return error.__cause__ or error.__context__
-
-
-def _is_foreign(error: BaseException) -> bool:
-    return is_raised_elsewhere(error) and not is_driver_error(error)
 
 
 def _was_caught_by_us(error: BaseException) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import event, exc
 
+from zoho_orm_store._database.drivers import sqlite_file
 from zoho_orm_store.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -112,9 +112,9 @@ class _Watch:
         arguments: Sequence[Any],
         options: object,
     ) -> None:
-        path = _path_of(str(arguments[0]))
+        path = sqlite_file(str(arguments[0]))
         if path is not None:
-            record.info[_OPENED] = opened = _Opened(path)
+            record.info[_OPENED] = opened = _Opened(os.path.abspath(path))
             self._refuse_log_of_another(opened)
 
     def checked_out(
@@ -169,20 +169,3 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _log_of(path: str) -> str:
     return f"{os.path.realpath(path)}-wal"
-
-
-def _path_of(database: str) -> str | None:
-    """The absolute path of a database's file, or ``None`` if it has none.
-
-    Args:
-        database: A path, ``":memory:"``, or a URI such as ``"file:tokens.db?mode=ro"``.
-    """
-    if database.startswith("file:"):
-        parts = urlsplit(database)
-        query = parse_qs(parts.query)
-        if query.get("mode") == ["memory"] or query.get("vfs") == ["memdb"]:
-            return None
-        database = unquote(parts.path)
-        if os.name == "nt" and database[2:3] == ":":  # "/C:/tokens.db"
-            database = database[1:]
-    return None if database in ("", ":memory:") else os.path.abspath(database)

@@ -113,17 +113,6 @@ def _compile_equality(element: equals_exactly, compiler: SQLCompiler, **options:
     return f"({compiler.process(column == value, **options)})"
 
 
-@compiles(equals_exactly, *MYSQL_FAMILY)
-def _compile_equality_on_mysql(
-    element: equals_exactly,
-    compiler: SQLCompiler,
-    **options: Any,  # noqa: ANN401
-) -> str:
-    column, value = element.clauses
-    exact = and_(column == value, cast(column, BINARY) == cast(value, BINARY))
-    return f"({compiler.process(exact, **options)})"
-
-
 class equals_in_any_collation(FunctionElement[bool]):  # noqa: N801 - it is used like a function
     """That a column of any text type equals a value, byte for byte, whatever its collation.
 
@@ -142,11 +131,21 @@ def _compile_equality_in_any_collation(
     column, value = element.clauses
     if compiler.dialect.name == "postgresql":
         exact = cast(column, Text).collate("C") == cast(value, Text).collate("C")
-    elif compiler.dialect.name == "sqlite":
-        exact = cast(column, LargeBinary) == cast(value, LargeBinary)
     else:
-        exact = cast(column, BINARY) == cast(value, BINARY)
+        exact = cast(column, LargeBinary) == cast(value, LargeBinary)
     return f"({compiler.process(and_(column == value, exact), **options)})"
+
+
+@compiles(equals_exactly, *MYSQL_FAMILY)
+@compiles(equals_in_any_collation, *MYSQL_FAMILY)
+def _compile_equality_on_mysql(
+    element: equals_exactly | equals_in_any_collation,
+    compiler: SQLCompiler,
+    **options: Any,  # noqa: ANN401
+) -> str:
+    column, value = element.clauses
+    exact = and_(column == value, cast(column, BINARY) == cast(value, BINARY))
+    return f"({compiler.process(exact, **options)})"
 
 
 def check_text_is_kept(connection: Connection, table: Table) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter, time
 from typing import TYPE_CHECKING, NamedTuple
@@ -119,8 +118,7 @@ def _permissions(target: Target, database: Database) -> Iterator[Finding]:
         tables.append(target.lease_table)
     for table in tables:
         for statement in _harmless(table):
-            with suppress(_UndoError):
-                database.write(_try, statement)
+            database.rehearse(_execute, statement)
     names = " and ".join(table.fullname for table in tables)
     yield Finding("ok", f"this user may SELECT, INSERT, UPDATE and DELETE in {names}")
 
@@ -140,13 +138,8 @@ def _harmless(table: Table) -> list[Executable]:
     ]
 
 
-class _UndoError(ZohoOrmStoreError):
-    """Rolls a transaction back that was only to be tried."""
-
-
-def _try(connection: Connection, statement: Executable) -> None:
+def _execute(connection: Connection, statement: Executable) -> None:
     connection.execute(statement)
-    raise _UndoError
 
 
 def _clock(target: Target, database: Database) -> Iterator[Finding]:

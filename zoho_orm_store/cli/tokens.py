@@ -33,13 +33,14 @@ from zoho_orm_store.errors import (
     ConfigurationError,
     UndecryptableTokenError,
     UnreadableTokenError,
-    ZohoOrmStoreError,
 )
 from zoho_orm_store.records import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TypeAlias
+
+    from sqlalchemy import Connection
 
     from zoho_orm_store import FileStoreFile, TokenRecord, TokenRepository, TokenTable
 
@@ -304,22 +305,12 @@ def _no_such_token(id_: str) -> ConfigurationError:
     return ConfigurationError(f"There is no token with the id {id_!r}.")
 
 
-class _CountedError(ZohoOrmStoreError):
-    """Rolls a purge back that was only to be counted."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def _count_to_purge(target: Target, idle: timedelta | None, stranded: bool) -> int:
-    def count(repository: TokenRepository) -> int:
-        raise _CountedError(repository.purge(idle=idle, stranded=stranded))
+    def purge(connection: Connection) -> int:
+        return target.repository(connection).purge(idle=idle, stranded=stranded)
 
-    try:
-        return target.run(count, writes=True)
-    except _CountedError as counted:
-        return counted.number
+    with target.open() as database:
+        return database.rehearse(purge)
 
 
 def _source(source: str, table: str) -> FileStoreFile | TokenTable:

@@ -58,7 +58,7 @@ def missing_file(url: str) -> str | None:
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
-    from zoho_orm_store._database.drivers import is_memory, sqlite_file
+    from zoho_orm_store._database.drivers import created_file, is_memory
 
     try:
         parsed = make_url(url)
@@ -66,7 +66,7 @@ def missing_file(url: str) -> str | None:
         return None
     if parsed.get_backend_name() != "sqlite" or is_memory(parsed):
         return None
-    path = sqlite_file(parsed.database or "")
+    path = created_file(parsed.database or "")
     return path if path and not os.path.exists(path) else None
 
 

@@ -90,8 +90,39 @@ class RefusedError(Exception):
         self.error, self.status, self.payload = error, status, payload or {"error": error}
 
 
+class HasClient:
+    """What a Zoho and whoever is connected to it know of the default client.
+
+    Attributes:
+        client: The default client.
+        zgid: The id of the organization.
+    """
+
+    client: Client
+    zgid: str
+
+    @property
+    def client_id(self) -> str:
+        """The id of the default client."""
+        return self.client.client_id
+
+    @property
+    def client_secret(self) -> str:
+        """The secret of the default client."""
+        return self.client.client_secret
+
+    @property
+    def redirect_url(self) -> str:
+        """The redirect URL of the default client."""
+        return self.client.redirect_url
+
+    def user_name(self, user: str = DEFAULT_USER) -> str:
+        """Return the name that the SDK gives this user's ``UserSignature``: ``email:zgid``."""
+        return f"{user}:{self.zgid}"
+
+
 @dataclass(kw_only=True, repr=False, eq=False)
-class Accounts:
+class Accounts(HasClient):
     """The part of `LoopbackZoho` that issues, checks and revokes tokens.
 
     `LoopbackZoho` documents the arguments.
@@ -113,31 +144,12 @@ class Accounts:
         self._authorizations: dict[str, _Authorization] = {}  # by refresh token, oldest first
         self.client = self.add_client()
 
-    @property
-    def client_id(self) -> str:
-        """The id of the default client."""
-        return self.client.client_id
-
-    @property
-    def client_secret(self) -> str:
-        """The secret of the default client."""
-        return self.client.client_secret
-
-    @property
-    def redirect_url(self) -> str:
-        """The redirect URL of the default client."""
-        return self.client.redirect_url
-
     def add_client(self, redirect_url: str = "https://example.com/oauth/callback") -> Client:
         """Register another OAuth client, which can redirect only to ``redirect_url``."""
         client = Client(f"1000.{token_hex(16).upper()}", token_hex(21), redirect_url)
         with self._lock:
             self._clients[client.client_id] = client
         return client
-
-    def user_name(self, user: str = DEFAULT_USER) -> str:
-        """Return the name that the SDK gives this user's ``UserSignature``: ``email:zgid``."""
-        return f"{user}:{self.zgid}"
 
     def issue_grant_token(self, user: str = DEFAULT_USER, *, client: Client | None = None) -> str:
         """Issue a grant token, as if the user had given consent.

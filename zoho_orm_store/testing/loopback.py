@@ -19,11 +19,11 @@ from urllib.request import ProxyHandler, build_opener
 
 from zoho_orm_store.errors import MissingDependencyError
 from zoho_orm_store.testing.accounts import (
-    DEFAULT_USER,
     SERVER_ERROR,
     Accounts,
     Client,
     Failure,
+    HasClient,
     RefusedError,
 )
 from zoho_orm_store.testing.crm import Answer, consent_answer, crm_answer, json_answer
@@ -129,7 +129,7 @@ class _Addresses:
             return DataCenter.Environment(*urls, "loopback")
 
 
-class RemoteZoho(_Addresses):
+class RemoteZoho(_Addresses, HasClient):
     """A `LoopbackZoho` that runs in another process; `LoopbackZoho.connect` makes it.
 
     Only the process that runs the `LoopbackZoho` can issue tokens, count requests and so on.
@@ -148,25 +148,6 @@ class RemoteZoho(_Addresses):
     def url(self) -> str:
         """The API domain, ``http://127.0.0.1:<port>``."""
         return self._url
-
-    @property
-    def client_id(self) -> str:
-        """The id of the default client."""
-        return self.client.client_id
-
-    @property
-    def client_secret(self) -> str:
-        """The secret of the default client."""
-        return self.client.client_secret
-
-    @property
-    def redirect_url(self) -> str:
-        """The redirect URL of the default client."""
-        return self.client.redirect_url
-
-    def user_name(self, user: str = DEFAULT_USER) -> str:
-        """Return the name that the SDK gives this user's ``UserSignature``: ``email:zgid``."""
-        return f"{user}:{self.zgid}"
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
