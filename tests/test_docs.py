@@ -92,10 +92,12 @@ def test_the_python_on_a_page_runs(page, tmp_path):
         arguments += ["page.py"]
     else:
         arguments += ["-c", "import conftest, runpy; runpy.run_path('page.py', None, '__main__')"]
+    # The options of this run, such as -n, are not the page's.
+    own = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTEST_ADDOPTS": ""}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        env=os.environ | own,
         capture_output=True,
         encoding="utf-8",
         timeout=60,
