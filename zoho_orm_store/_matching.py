@@ -38,6 +38,8 @@ __all__ = [
     "updatable_identities",
     "without_earlier_pair",
     "without_overtaken_pair",
+    "without_used_grant",
+    "without_used_grants",
 ]
 
 _CREDENTIALS = ("access_token", "refresh_token", "grant_token")
@@ -279,6 +281,23 @@ def without_overtaken_pair(
     if is_live and stored.access_token not in (None, seen.access_token):
         return replace(asked, access_token=None, expiry_time=None)
     return asked
+
+
+def without_used_grant(record: TokenRecord) -> TokenRecord:
+    """The record without its grant token, if that was exchanged for a token that it holds."""
+    if record.grant_token and (record.access_token or record.refresh_token):
+        return replace(record, grant_token=None)
+    return record
+
+
+def without_used_grants(
+    stored: TokenRecord, asked: TokenRecord
+) -> tuple[TokenRecord, TokenRecord]:
+    """A stored token and what a save brings, without grant tokens that were exchanged by then."""
+    both = merged(stored, asked)
+    if without_used_grant(both) is both:
+        return stored, asked
+    return replace(stored, grant_token=None), replace(asked, grant_token=None)
 
 
 def learns_refresh_token(stored: TokenRecord, asked: TokenRecord) -> bool:

@@ -39,6 +39,8 @@ from zoho_orm_store._matching import (
     merged,
     plan_update,
     without_overtaken_pair,
+    without_used_grant,
+    without_used_grants,
 )
 from zoho_orm_store._schema import check_revision
 from zoho_orm_store._secrets import Secrets, key_id_of, misplaced
@@ -125,17 +127,24 @@ class TokenOperations:
         table: The table of a model made with `StoredTokenMixin`.
         scope: The tenant whose rows are found, changed and inserted.
         cipher: Encrypts the secrets in the table; ``None`` stores plain text.
+        forget_grants: Whether a grant token that was exchanged is not stored, and finds nothing.
 
     Raises:
         ConfigurationError: The cipher is not a `TokenCipher`.
     """
 
     def __init__(
-        self, table: Table, scope: Scope = UNSCOPED, cipher: TokenCipher | None = None
+        self,
+        table: Table,
+        scope: Scope = UNSCOPED,
+        cipher: TokenCipher | None = None,
+        *,
+        forget_grants: bool = False,
     ) -> None:
         self.table = table
         self.scope = scope
         self._cipher = cipher
+        self._forget_grants = forget_grants
         self._secrets = Secrets(cipher, scope.parts)
         self._statements = token_statements(table, scope.columns)
         self._in_scope = {f"scope_{name}": value for name, value in scope.values}
@@ -148,6 +157,7 @@ class TokenOperations:
         model: type[StoredTokenMixin],
         scope: Mapping[str, object] | None,
         cipher: TokenCipher | None,
+        **options: bool,
     ) -> Self:
         """The operations on a model's table.
 
@@ -156,11 +166,11 @@ class TokenOperations:
                 cipher is not a `TokenCipher`.
         """
         table = token_table(model)
-        return cls(table, scope_for(table, scope), cipher)
+        return cls(table, scope_for(table, scope), cipher, **options)
 
     def within(self, scope: Scope) -> Self:
         """The same operations within another scope."""
-        return type(self)(self.table, scope, self._cipher)
+        return type(self)(self.table, scope, self._cipher, forget_grants=self._forget_grants)
 
     def check(self, connection: Connection) -> None:
         """Check, before the first operation on a database, that the table can be used.
@@ -200,6 +210,8 @@ class TokenOperations:
         """Return the token that the first successful lookup finds."""
         for lookup in lookups:
             stored = self._look_up(connection, lookup, asked)
+            if stored is not None and self._forget_grants:
+                stored = without_used_grant(stored)
             # Digests that another tool left stale must not hand out the wrong token.
             if stored is not None and matches(lookup, asked, stored):
                 return stored
@@ -444,6 +456,8 @@ class TokenOperations:
     ) -> TokenRecord:
         """Save a token for which no row was found, unless another writer was faster."""
         check_credentials(asked)
+        if self._forget_grants:
+            asked = without_used_grant(asked)
         self._check_required(own)
         now, id_ = utc_now(), self._id_for(connection, asked)
         new = replace(asked, id=id_, created_at=now, updated_at=now)
@@ -559,8 +573,13 @@ class TokenOperations:
         if seen is not None:
             asked = without_overtaken_pair(asked, stored, seen, int(time() * 1000))
         others = {holder.id: holder for holder in holders if holder.id != stored.id}
-        others |= self._lock_new_identity(connection, stored, merged(stored, asked))
-        saved, absorbed = plan_update(stored, asked, others.values())
+        known = (stored, asked)
+        if self._forget_grants:
+            known = without_used_grants(stored, asked)
+        others |= self._lock_new_identity(connection, stored, merged(*known))
+        saved, absorbed = plan_update(*known, others.values())
+        if self._forget_grants:
+            saved = without_used_grant(saved)
         now = utc_now()
         # Another program may have left the first one empty.
         saved = replace(saved, created_at=saved.created_at or now, updated_at=now)

@@ -17,6 +17,8 @@ from zoho_orm_store._matching import (
     lookups_to_find,
     lookups_to_save,
     plan_update,
+    without_used_grant,
+    without_used_grants,
 )
 from zoho_orm_store._refresh.coordinator import Settled
 from zoho_orm_store._sdk.adapter import TokenStoreAdapter
@@ -24,7 +26,7 @@ from zoho_orm_store._sdk.conversion import token_from
 from zoho_orm_store.records import check_text, utc_now
 
 if TYPE_CHECKING:
-    from zoho_orm_store._sdk.adapter import MissingId
+    from zoho_orm_store._sdk.adapter import MissingId, UsedGrants
     from zoho_orm_store._sdk.conversion import OAuthToken
     from zoho_orm_store.records import TokenRecord
 
@@ -39,13 +41,18 @@ class MemoryTokenStore(TokenStoreAdapter):
     Args:
         missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
             ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+        used_grants: What becomes of a grant token that was exchanged: with ``"find"`` it goes on
+            finding its token, with ``"forget"`` it is removed and finds nothing. Web logins need
+            ``"forget"``.
 
     Raises:
-        ConfigurationError: ``missing_id`` is something else.
+        ConfigurationError: An argument is something else.
     """
 
-    def __init__(self, *, missing_id: MissingId = "none") -> None:
-        super().__init__(missing_id)
+    def __init__(
+        self, *, missing_id: MissingId = "none", used_grants: UsedGrants = "find"
+    ) -> None:
+        super().__init__(missing_id, used_grants)
         # Oldest first. Each change replaces the whole list, so that none is half done.
         self._records: list[TokenRecord] = []
         self._last_saved_at = datetime.min
@@ -72,7 +79,7 @@ class MemoryTokenStore(TokenStoreAdapter):
         with self._turn():
             stored = find_match(lookups_to_find(asked), asked, self._records)
         if stored is not None and is_new_login(asked, stored):
-            return Settled(None, fallback_id=stored.id)
+            return Settled(None, fallback_id=None if self._forget_grants else stored.id)
         return Settled(None if stored is None else filled(asked, stored))
 
     def _save(self, asked: TokenRecord) -> TokenRecord:
@@ -83,6 +90,8 @@ class MemoryTokenStore(TokenStoreAdapter):
 
     def _insert(self, asked: TokenRecord) -> TokenRecord:
         check_credentials(asked)
+        if self._forget_grants:
+            asked = without_used_grant(asked)
         now = self._now()
         saved = replace(asked, id=asked.id or uuid4().hex, created_at=now, updated_at=now)
         self._records = [*self._records, saved]
@@ -90,6 +99,8 @@ class MemoryTokenStore(TokenStoreAdapter):
 
     def _update(self, stored: TokenRecord, asked: TokenRecord) -> TokenRecord:
         others = (record for record in self._records if record.id != stored.id)
+        if self._forget_grants:
+            stored, asked = without_used_grants(stored, asked)
         saved, absorbed = plan_update(stored, asked, others)
         saved = replace(saved, updated_at=self._now())
         self._records = [

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from zoho_orm_store._database.engines import Bind
-    from zoho_orm_store._sdk.adapter import MissingId
+    from zoho_orm_store._sdk.adapter import MissingId, UsedGrants
     from zoho_orm_store._sdk.conversion import OAuthToken
     from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.models import RefreshLeaseMixin, StoredTokenMixin
@@ -96,6 +96,10 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             URL only.
         missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
             ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+        used_grants: What becomes of a grant token that was exchanged. With ``"find"`` it goes on
+            finding its token, for programs that start with the same one again and again. With
+            ``"forget"`` it is removed and finds nothing, which web logins need: whoever replays
+            one from a log or a browser's history is refused by Zoho.
         timeout: Seconds that one call may take in all, retries included. The wait for another
             caller's refresh has a limit of its own. If the server stops answering in the middle
             of a statement, a synchronous ``Engine`` of your own waits until its driver's own
@@ -122,11 +126,12 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         refresh: RefreshPolicy | None = RefreshPolicy(),
         create_schema: bool | None = None,
         missing_id: MissingId = "none",
+        used_grants: UsedGrants = "find",
         timeout: float = 30.0,
         pooler: bool = False,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(missing_id)
+        super().__init__(missing_id, used_grants)
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
         if not isinstance(refresh, RefreshPolicy | None):
@@ -282,11 +287,13 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         try:
             settled = self._settle_found(operations, asked, None)
         except RefreshFailedError:  # Other callers could not exchange the grant token.
-            if stored.id is None or (found := self._get(stored.id)).record is None:
+            if self._forget_grants or stored.id is None or (found := self._get(stored.id)).record is None:
                 raise
             self._seen(found.record)
             return found._replace(record=fallen_back(asked, found.record))
-        return settled if settled.record else settled._replace(fallback_id=stored.id)
+        if self._forget_grants or settled.record is not None:
+            return settled
+        return settled._replace(fallback_id=stored.id)
 
     def _settle_found(
         self, operations: TokenOperations, asked: TokenRecord, found: TokenRecord | None
@@ -366,7 +373,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
     def _use_scope(self, scope: Scope | None) -> None:
         """Resolve a scope once and for all, or prepare to ask a function for it at each call."""
-        unscoped = TokenOperations.of_model(self._model, None, self._cipher)
+        unscoped = TokenOperations.of_model(
+            self._model, None, self._cipher, forget_grants=self._forget_grants
+        )
         self._check, self._table = unscoped.check, unscoped.table
         self._operations: TokenOperations | None = None
         if callable(scope):

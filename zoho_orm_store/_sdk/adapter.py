@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
     from zoho_orm_store.records import TokenRecord
 
-__all__ = ["MissingId", "TokenStoreAdapter"]
+__all__ = ["MissingId", "TokenStoreAdapter", "UsedGrants"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MissingId = Literal["none", "raise"]
+UsedGrants = Literal["find", "forget"]
 
 logger = logging.getLogger("zoho_orm_store")
 
@@ -67,12 +68,19 @@ class TokenStoreAdapter(TokenStore):
         missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
             ``"raise"`` raises, as the SDK's own stores do and its releases for the API versions
             5 to 7 need.
+        used_grants: What becomes of a grant token that was exchanged: with ``"find"`` it goes on
+            finding its token, with ``"forget"`` it is removed and finds nothing.
     """
 
-    def __init__(self, missing_id: MissingId = "none") -> None:
+    def __init__(self, missing_id: MissingId = "none", used_grants: UsedGrants = "find") -> None:
         if missing_id not in ("none", "raise"):
             raise ConfigurationError(f"missing_id must be 'none' or 'raise', not {missing_id!r}.")
+        if used_grants not in ("find", "forget"):
+            raise ConfigurationError(
+                f"used_grants must be 'find' or 'forget', not {used_grants!r}."
+            )
         self._missing_id = missing_id
+        self._forget_grants = used_grants == "forget"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"A {type(self).__name__} cannot be pickled. Make one in each process.")
@@ -171,7 +179,8 @@ class TokenStoreAdapter(TokenStore):
         Returns:
             The same object; or ``None`` if nothing matches, and the token is unchanged. Also
             ``None`` if a stored user comes with another grant token than the stored one: that is a
-            new login, which the SDK exchanges. If it cannot, it goes on with the stored token.
+            new login, which the SDK exchanges. If it cannot, it goes on with the stored token,
+            unless the store forgets used grants.
 
         Raises:
             SDKException: The argument is not an ``OAuthToken``, or the database failed.
