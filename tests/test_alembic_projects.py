@@ -104,17 +104,17 @@ class Project:
         assert number, f"{name} has no {pattern}"
         path.write_text(text)
 
-    def target(self, metadata, *, filter=None):
+    def target(self, metadata, *, helper=None):
         self.edit(
             "migrations/env.py",
             "^target_metadata = None$",
             f"import zoho_orm_store\nfrom app_models import Base\ntarget_metadata = {metadata}",
         )
-        if filter:
+        if helper:
             self.edit(
                 "migrations/env.py",
                 "target_metadata=target_metadata",
-                f"target_metadata=target_metadata, {filter}=zoho_orm_store.provision.{filter}",
+                f"target_metadata=target_metadata, {helper}=zoho_orm_store.provision.{helper}",
             )
 
     def paths(self):
@@ -161,6 +161,34 @@ def test_our_metadata_among_the_autogenerate_targets(project):
     assert project.tables() == {"alembic_version"}
 
 
+OWN_MODELS = """
+from zoho_orm_store import RefreshLeaseMixin, StoredTokenMixin
+
+class ZohoToken(StoredTokenMixin, Base):
+    __tablename__ = "zoho_token"
+
+class ZohoLease(RefreshLeaseMixin, Base):
+    __tablename__ = "zoho_lease"
+"""
+
+
+@pytest.mark.parametrize("template", ["generic"])
+def test_the_types_of_mysql_are_left_out_of_the_revisions_for_another_database(project):
+    (project.folder / "app_models.py").write_text(MODELS + OWN_MODELS)
+    project.target("[Base.metadata, zoho_orm_store.metadata]", helper="render_item")
+    project.alembic("revision", "--autogenerate", "-m", "tables")
+    (path,) = project.paths()
+    assert path.read_text().count("op.create_table(") == 5
+    is_mysql = project.url.get_backend_name() == "mysql"
+    assert ("mysql" in path.read_text()) == is_mysql
+    project.alembic("upgrade", "head")
+    project.alembic("check")
+    provision.check(project.url)
+    # To a revision with the types of both, there would be nothing to add.
+    project.edit("migrations/env.py", ", render_item=zoho_orm_store.provision.render_item", "")
+    project.alembic("check")
+
+
 def documented_lines(which):
     """The lines for alembic.ini on the page about provisioning, for a kind of project."""
     page = (ROOT / "docs" / "provisioning.md").read_text()
@@ -177,7 +205,7 @@ def use_our_lineage(project, separator="newline"):
 @on_each_database(asynchronous="postgresql")
 @pytest.mark.parametrize("has_revision", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_our_lineage_in_its_version_locations(project, has_revision):
-    project.target("Base.metadata", filter="include_name")
+    project.target("Base.metadata", helper="include_name")
     if has_revision:
         project.alembic("revision", "--autogenerate", "-m", "things")
     else:
@@ -199,8 +227,8 @@ def test_our_lineage_in_its_version_locations(project, has_revision):
 LATER_RELEASE = """
 from zoho_orm_store.migrations.support import op, revision_step
 import sqlalchemy as sa
-revision = "zoho_orm_store_0003"
-down_revision = "zoho_orm_store_0002"
+revision = "zoho_orm_store_0004"
+down_revision = "zoho_orm_store_0003"
 branch_labels = depends_on = None
 
 @revision_step
@@ -221,7 +249,7 @@ def test_a_later_release_brings_another_revision(template, empty_database, tmp_p
     packages = tmp_path / "packages"
     shutil.copytree(installed, packages)
     project = Project(tmp_path, template, empty_database, packages)
-    project.target("Base.metadata", filter="include_name")
+    project.target("Base.metadata", helper="include_name")
     project.alembic("revision", "--autogenerate", "-m", "things")
     use_our_lineage(project)
     project.alembic("merge", "heads", "-m", "add the token store")
@@ -312,7 +340,7 @@ def test_our_lineage_in_a_project_of_flask_migrate(
 
 @on_each_database(asynchronous="mariadb")
 def test_ours_beside_its_own(project):
-    project.target("Base.metadata", filter="include_name")
+    project.target("Base.metadata", helper="include_name")
     provision.upgrade(project.url)
     project.alembic("revision", "--autogenerate", "-m", "things")
     project.alembic("upgrade", "head")
@@ -333,7 +361,7 @@ def test_our_metadata_among_the_targets_and_the_tables_by_our_command(project, i
             connection.execute(text(SAMPLE_DDL))
         engine.dispose()
     provision.upgrade(project.url)
-    project.target("[Base.metadata, zoho_orm_store.metadata]", filter="include_object")
+    project.target("[Base.metadata, zoho_orm_store.metadata]", helper="include_object")
     project.alembic("revision", "--autogenerate", "-m", "things")
     (path,) = (project.folder / "migrations" / "versions").glob("*_things.py")
     assert not any(name in path.read_text() for name in (*OURS, "zoho_orm_store_version"))
@@ -364,7 +392,7 @@ class TestWhatGoesWrong:
         assert project.revisions() == []
 
     def test_two_heads_are_named_by_alembic(self, project):
-        project.target("Base.metadata", filter="include_name")
+        project.target("Base.metadata", helper="include_name")
         project.alembic("revision", "--autogenerate", "-m", "things")
         use_our_lineage(project)
         assert "Multiple head revisions" in project.alembic("upgrade", "head", fails=True)

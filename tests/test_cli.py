@@ -1,6 +1,7 @@
 """The command line: what it does, what it says when it cannot, and how fast it is there."""
 
 import os
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -151,6 +152,19 @@ class TestDowngrade:
         assert run("downgrade", "--url", url, "--yes").exit_code == 0
         assert run("upgrade", "--url", url).exit_code == 0
         assert count_tokens(url) == 1
+
+    def test_it_names_each_id_that_it_changes_once(self, url):
+        provision.upgrade(url)
+        save_token(url)
+        result = run_script("downgrade", "--url", url, "--yes")
+        assert re.fullmatch(r"The id '\w{32}' is now '\d+'\.\n", result.stderr)
+
+    def test_it_advises_a_backup(self, run, url):
+        provision.upgrade(url)
+        refused = run("downgrade", "--url", url, input="n\n")
+        assert refused.stderr.startswith(f"Back up the tables in {url} first. Take them from ")
+        for command, words in (("upgrade", "Back it up first"), ("downgrade", "Back the tables")):
+            assert words in " ".join(run(command, "--help").stdout.split())
 
     def test_it_stops_at_a_revision(self, run, url):
         provision.upgrade(url)

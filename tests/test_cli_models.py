@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from textwrap import dedent
 
@@ -11,12 +12,15 @@ from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
 from zoho_orm_store import FernetCipher, TokenRecord, TokenRepository, provision
+from zoho_orm_store._digests import Scope
+from zoho_orm_store._refresh.rules import REFUSED, lease_key
 from zoho_orm_store.cli import app
 from zoho_orm_store.encryption import generate_key
 
 PROJECT = """
     import datetime, enum, uuid
 
+    from sqlalchemy import String
     from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
     from zoho_orm_store import RefreshLeaseMixin, StoredTokenMixin
@@ -35,7 +39,7 @@ PROJECT = """
         __tablename__ = "zoho_token"
 
         tenant_id: Mapped[int]
-        region: Mapped[str | None]
+        region: Mapped[str | None] = mapped_column(String(20))
         active: Mapped[bool | None]
         since: Mapped[datetime.date | None]
         account: Mapped[uuid.UUID | None]
@@ -189,6 +193,20 @@ class TestOwnModel:
         assert "1 token, of which 0" in result.stdout
         assert "--lease-model" in run("doctor", *MODEL).stdout
 
+    def test_whose_refresh_zoho_has_refused(self, run, stored, query):
+        key = lease_key("refresh_token", "1000.refresh-7", "ada", Scope((("tenant_id", 7),)).parts)
+        query(f"INSERT INTO zoho_lease VALUES ('{key}', '{REFUSED}', 1, 1)")
+        known = run("list", *MODEL, *LEASES, *TENANT)
+        assert "new login" in known.stdout
+        assert known.stderr == "1 token\n1 of them needs a new login\n"
+        assert "has refused to refresh 1 token" in run("doctor", *MODEL, *LEASES, *TENANT).stdout
+        for unknown in (TENANT, LEASES):
+            assert "new login" not in run("list", *MODEL, *unknown).stdout
+        query("DROP TABLE zoho_lease")
+        result = run("list", *MODEL, *LEASES)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "The table 'zoho_lease' does not exist." in result.stderr
+
     @pytest.mark.parametrize(
         ("change", "lacking"),
         [
@@ -230,6 +248,43 @@ class TestOwnModel:
         result = run("list", *MODEL)
         assert "create it with your project's migrations" in result.stderr
         assert not (project / "shop.db").exists()
+
+
+class TestRights:
+    """A user who may not read one of the project's tables."""
+
+    @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+    @pytest.mark.parametrize("table", ["zoho_token", "zoho_lease"])
+    def test_the_table_and_the_grant_are_named(self, project, database, table):
+        sys.path.insert(0, str(project))
+        from shop import models
+
+        user = f"zos_rights_{os.getpid()}"  # roles are shared by all databases of a server
+        is_postgresql = database.get_backend_name() == "postgresql"
+        grantee = user if is_postgresql else f"'{user}'@'%'"
+        (other,) = {"zoho_token", "zoho_lease"} - {table}
+        engine = create_engine(database)
+        models.Base.metadata.create_all(engine)
+        try:
+            with engine.begin() as connection:
+                how = "PASSWORD" if is_postgresql else "IDENTIFIED BY"
+                connection.execute(text(f"CREATE USER {grantee} {how} 'p'"))
+                rights = "SELECT, INSERT, UPDATE, DELETE"
+                connection.execute(text(f"GRANT {rights} ON {other} TO {grantee}"))
+            url = database.set(username=user, password="p")
+            shown = url.render_as_string(hide_password=False)
+            result = CliRunner().invoke(app, ["doctor", *MODEL, *LEASES, "--url", shown])
+        finally:
+            with engine.begin() as connection:
+                if is_postgresql:
+                    connection.execute(text(f"DROP OWNED BY {user}"))
+                connection.execute(text(f"DROP USER {grantee}"))
+            models.Base.metadata.drop_all(engine)
+            engine.dispose()
+        assert result.exit_code == 1
+        wrong = result.stdout.splitlines()[-1]
+        assert f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO <user>" in wrong, wrong
+        assert "zoho_orm_store_version" not in wrong
 
 
 class TestWhatCannotBeUsed:

@@ -13,10 +13,14 @@ from datetime import timedelta
 import pytest
 from conftest import on_sqlite
 from rich.cells import cell_len
+from sdk_process import whoami
 from sdk_tokens import FULL, make_token
 from sqlalchemy import create_engine, insert, text
 from typer.testing import CliRunner
 from zohocrmsdk.src.com.zoho.api.authenticator.store import FileStore
+from zohocrmsdk.src.com.zoho.api.logger import Logger
+from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
+from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
 from zoho_orm_store import SQLAlchemyTokenStore, StoredToken, TokenRecord, TokenRepository
 from zoho_orm_store._database.database import open_database
@@ -24,6 +28,7 @@ from zoho_orm_store._digests import digests_of
 from zoho_orm_store.cli import app
 from zoho_orm_store.encryption import generate_key
 from zoho_orm_store.records import utc_now
+from zoho_orm_store.testing import ACCESS_DENIED, LoopbackZoho
 
 SECRET = "1000.0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -79,10 +84,10 @@ class TestListing:
         assert heading.split() == ["ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"]
         assert len(lines) == 3
         assert lines[0].split()[:6] == ["1", "ada@example.com:1", "1000.C", "eu", "49", "min"]
-        assert "ended" in lines[1]
+        assert "new login" in lines[1]
         assert "unknown" in lines[2]
         assert lines[2].endswith(" s ago")
-        assert result.stderr == "3 tokens\n"
+        assert result.stderr == "3 tokens\n1 of them needs a new login\n"
         assert "\x1b" not in result.stdout
         assert SECRET[:20] not in result.stdout
 
@@ -126,7 +131,8 @@ class TestListing:
         result = run("list", *options)
         lines = result.stdout.splitlines()[1:]
         assert [line[:12].rstrip() for line in lines] == expected
-        assert result.stderr == f"{total}\n"
+        to_log_in = "1 of them needs a new login\n" if "2" in expected else ""
+        assert result.stderr == f"{total}\n{to_log_in}"
 
     @on_sqlite
     def test_secrets_are_shown_only_when_asked_for(self, run, stored):
@@ -160,6 +166,77 @@ class TestListing:
         query("UPDATE oauthtoken SET expiry_time = :at", at=2**63 - 1)
         assert f"expiry_time    {float(2**63):.0f}"[:20] in run("show", "1").stdout
         assert run("list").exit_code == 0
+
+
+class TestNewLogins:
+    """With the real SDK, to which Zoho refuses a refresh."""
+
+    @pytest.fixture
+    def zoho(self, monkeypatch):
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(Initializer, "initializer", None)
+        Initializer.LOCAL.init = None
+        with LoopbackZoho(max_refreshes=1) as zoho:
+            yield zoho
+        Initializer.LOCAL.init = None
+
+    @pytest.fixture
+    def refused(self, zoho, database, tmp_path):
+        """A store in which Zoho refuses to refresh one user's token for good, one's just now."""
+        with SQLAlchemyTokenStore(database) as store:
+            logger = Logger.get_instance(Logger.Levels.NOTSET)
+            store.initialize_sdk(zoho.environment(), resource_path=str(tmp_path), logger=logger)
+            for user in ("ada", "bob", "cyd"):
+                refresh_token = zoho.issue_refresh_token(f"{user}@example.com")
+                fields = {"user": zoho.user_name(f"{user}@example.com"), "expires_in": "1"}
+                fields |= {"client_id": zoho.client_id, "client_secret": zoho.client_secret}
+                token = make_token(id=user, refresh_token=refresh_token, access_token="a", **fields)
+                store.save_token(token)
+                if user == "ada":
+                    zoho.revoke(refresh_token)
+                if user == "bob":
+                    zoho.fail(ACCESS_DENIED)
+                if user != "cyd":
+                    with pytest.raises(SDKException), store.acting_as(user):
+                        whoami()
+            yield store
+
+    def test_a_token_that_zoho_has_revoked_and_none_that_may_be_refreshed(self, run, refused):
+        result = run("list")
+        assert "new login" in result.stdout.splitlines()[1]
+        assert result.stdout.count("new login") == 1
+        assert result.stderr == "3 tokens\n1 of them needs a new login\n"
+        marked = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+        assert [token.get("needs_new_login") for token in marked] == [True, None, None]
+        shown = run("show", "ada").stdout
+        assert "new login      needed: Zoho has refused to refresh the token" in shown
+        assert json.loads(run("show", "ada", "--json").stdout)["needs_new_login"] is True
+        assert "new login" not in run("show", "bob").stdout
+        doctor = run("doctor").stdout
+        assert "3 tokens, of which 2 will be refreshed" in doctor
+        assert "hint   Zoho has refused to refresh 1 token, whose users have to log in" in doctor
+
+    @on_sqlite
+    def test_it_is_known_for_longer_than_a_failure(self, run, refused, database, query):
+        query("UPDATE oauthtoken_refresh_lease SET expires_at = expires_at - 3600000")
+        with SQLAlchemyTokenStore(database) as another:
+            another.find_token_by_id("cyd")  # Whoever takes a lease sweeps the old ones.
+        failed = query("SELECT owner FROM oauthtoken_refresh_lease WHERE failures > 0")
+        assert failed == [("refused",)]
+        assert run("list").stdout.count("new login") == 1
+
+    @on_sqlite
+    def test_the_new_login_ends_it(self, run, refused, zoho):
+        again = make_token(
+            client_id=zoho.client_id,
+            client_secret=zoho.client_secret,
+            grant_token=zoho.issue_grant_token("ada@example.com"),
+            redirect_url=zoho.redirect_url,
+        )
+        with refused.acting_as(again):
+            assert whoami() == "ada@example.com"
+        assert "new login" not in run("list").stdout
+        assert run("list").stderr == "3 tokens\n"
 
 
 class TestExpiring:

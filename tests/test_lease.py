@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, select, text
 
 from zoho_orm_store import RefreshLease
 from zoho_orm_store._refresh.leases import DatabaseLeases
-from zoho_orm_store._refresh.rules import Holder, lease_key
+from zoho_orm_store._refresh.rules import REFUSED, Holder, lease_key
 from zoho_orm_store._sql.dialects import server_clock
 
 KEY = lease_key("refresh_token", "1000.refresh", "ada")
@@ -112,6 +112,27 @@ def test_a_failed_refresh_frees_it_and_is_counted(leases):
     assert leases.take(KEY, holder, "bob's", 2, 10)
 
 
+def test_a_refusal_for_good_is_remembered_until_another_refresh(engine, leases):
+    for key, refused in ((KEY, True), (OTHER_KEY, False)):
+        leases.take(key, None, "ada's", 1, 10)
+        leases.fail(key, "ada's", refused=refused)
+    assert leases.refused() == {KEY}
+    holder = leases.holder(KEY)
+    assert (holder.is_free, holder.failures, holder.has_failed_within(5)) == (True, 2, True)
+    for days, swept in ((89, 0), (91, 1)):
+        with engine.begin() as connection:
+            ended = int((time.time() - days * 86_400) * 1000)
+            refused = TABLE.c.key == KEY
+            connection.execute(TABLE.update().where(refused).values(expires_at=ended))
+        assert leases.refused() == {KEY}
+        assert leases.sweep() == swept
+    assert leases.refused() == set()
+    leases.take(KEY, None, "ada's", 0, 10)
+    leases.fail(KEY, "ada's", refused=True)
+    assert leases.take(KEY, leases.holder(KEY), "bob's", 0, 10)
+    assert leases.refused() == set()
+
+
 def test_of_many_at_once_one_gets_it(leases):
     for attempt in range(6):
         key, barrier = f"{attempt}{KEY[1:]}", Barrier(16)
@@ -128,7 +149,7 @@ def test_of_many_at_once_one_gets_it(leases):
 
 
 def test_a_planted_lease_is_read_and_taken_J4(engine, leases, plant):
-    owners = ("", "garbage", "\N{PILE OF POO}" * 64, "failed 99")
+    owners = ("", REFUSED, "garbage", "\N{PILE OF POO}" * 64, "failed 99")
     limits = ((-(2**31), -(2**63)), (-(2**31), 2**63 - 1), (2**31 - 1, -(2**63)))
     for owner, (failures, expires_at) in product(owners, (*limits, (2**31 - 1, 2**63 - 1))):
         plant(owner=owner, failures=failures, expires_at=expires_at)

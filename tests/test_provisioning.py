@@ -638,6 +638,24 @@ class TestPermissions:
         assert reported in advice
         assert "Run the upgrade as a user who may change the tables" in advice
 
+    @pytest.mark.parametrize(
+        "reported",
+        [
+            "permission denied for table my_oauthtoken",
+            "SELECT command denied to user 'a'@'b' for table `db`.`my_oauthtoken`",
+            "SELECT command denied to user 'a'@'b' for table 'my_oauthtoken'",
+            "UPDATE command denied to user 'a'@'b' for column 'id' in table 'my_oauthtoken'",
+        ],
+    )
+    def test_a_right_on_a_projects_own_table(self, reported):
+        advice = missing_privilege("db", reported)
+        assert "GRANT SELECT, INSERT, UPDATE, DELETE ON my_oauthtoken TO <user>" in advice
+        assert VERSION_TABLE not in advice
+
+    def test_a_schema_that_must_not_be_used(self):
+        advice = missing_privilege("db", "permission denied for schema tenant")
+        assert "GRANT USAGE ON SCHEMA tenant TO <user>" in advice
+
     def test_a_row_level_policy_is_not_taken_for_a_missing_right(self):
         reported = 'new row violates row-level security policy for table "oauthtoken"'
         assert "GRANT" not in missing_privilege("db", reported)

@@ -18,8 +18,9 @@ from greenlet import greenlet
 
 from zoho_orm_store import ConfigurationError, RefreshFailedError, RefreshPolicy, TokenRecord
 from zoho_orm_store._refresh.coordinator import Clock, RefreshCoordinator, Settled
-from zoho_orm_store._refresh.rules import Holder, Step, lease_key, next_step
+from zoho_orm_store._refresh.rules import REFUSED, Holder, Step, lease_key, next_step
 from zoho_orm_store._refresh.sdk_behaviour import watch_request
+from zoho_orm_store._sdk.conversion import SDKException
 from zoho_orm_store.errors import DatabaseError, DatabaseUnreachableError
 from zoho_orm_store.refresh import RefreshStats
 
@@ -95,10 +96,11 @@ class MemoryLeases:
             del self.rows[key]
         return is_owned
 
-    def fail(self, key, owner):
+    def fail(self, key, owner, *, refused=False):
         self._call("fail")
         if key in self.rows and self.rows[key][0] == owner:
-            self.rows[key] = ["", self.rows[key][1] + 1, self._clock.now]
+            new_owner = REFUSED if refused else ""
+            self.rows[key] = [new_owner, self.rows[key][1] + 1, self._clock.now]
 
     def sweep(self):
         self._call("sweep")
@@ -166,8 +168,8 @@ class Caller:
     def refresh(self):
         return self.save(self._world.live())
 
-    def fail(self):
-        return self.run(self.process.failed, KEY)
+    def fail(self, *, refused=False):
+        return self.run(partial(self.process.failed, refused=refused), KEY)
 
 
 @pytest.fixture
@@ -434,20 +436,21 @@ def test_one_more_caller_tries_after_a_refresh_that_failed(world, owner):
     assert owner.process.stats == RefreshStats(acquired=1, failed=1)
 
 
-def test_after_two_failures_those_who_wait_do_not_try(world, owner):
+@pytest.mark.parametrize("refused", [False, True])
+def test_after_two_failures_those_who_wait_do_not_try(world, owner, refused):
     second, waiting = world.caller(), world.caller()
 
     def fail_and_try_again():
-        owner.fail()
+        owner.fail(refused=refused)
         assert is_to_refresh(second.find())
 
     world.clock.after(1, fail_and_try_again)
-    world.clock.after(2, second.fail)
+    world.clock.after(2, partial(second.fail, refused=refused))
     with pytest.raises(RefreshFailedError, match="did not try"):
         waiting.find()
     assert 2 <= world.clock.now < 2.3
     assert (waiting.process.stats.skipped, waiting.process.stats.acquired) == (1, 0)
-    assert world.leases.rows[KEY][:2] == ["", 2]
+    assert world.leases.rows[KEY][:2] == [REFUSED if refused else "", 2]
 
 
 def test_whoever_comes_after_the_failures_tries_for_itself(world, owner):
@@ -705,15 +708,34 @@ def test_a_request_that_succeeds_tells_nobody():
 @pytest.mark.parametrize("error", [ValueError("refused"), KeyboardInterrupt()])
 def test_a_request_that_fails_tells_so_and_raises(error):
     request, told = Request(error), []
-    watch_request(request, lambda: told.append(1))
+    watch_request(request, lambda refused: told.append(refused))
     with pytest.raises(type(error)):
         request.generate_access_token()
-    assert told == [1]
+    assert told == [False]
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "refused"),
+    [
+        ("refresh_access_token", "invalid_code", True),
+        ("refresh_access_token", "invalid_client", True),
+        ("refresh_access_token", "invalid_client_secret", False),
+        ("refresh_access_token", "Access Denied", False),
+        ("generate_access_token", "invalid_code", False),
+    ],
+)
+def test_what_zoho_refuses_for_good(method, error, refused):
+    raised = SDKException("INVALID TOKEN ERROR", error)
+    request, told = Request(raised), []
+    watch_request(request, lambda refused: told.append(refused))
+    with pytest.raises(SDKException):
+        getattr(request, method)()
+    assert told == [refused]
 
 
 def test_a_request_that_fails_ahead_of_the_end_leaves_the_live_pair(world):
     request = Request(ValueError("refused"))
-    watch_request(request, lambda: replace(TOKEN, expiry_time=7))
+    watch_request(request, lambda refused: replace(TOKEN, expiry_time=7))
     assert request.refresh_access_token() is request
     assert request.pair == ("1000.a", "7")
 

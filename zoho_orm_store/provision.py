@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
@@ -41,6 +41,7 @@ from zoho_orm_store.models import metadata
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from alembic.autogenerate.api import AutogenContext
     from alembic.runtime.migration import RevisionStep
     from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
     from sqlalchemy.schema import SchemaItem
@@ -56,6 +57,7 @@ __all__ = [
     "include_name",
     "include_object",
     "is_current",
+    "render_item",
     "revisions",
     "sql",
     "upgrade",
@@ -68,6 +70,9 @@ Target: TypeAlias = "Bind | Connection | Database"
 _Steps: TypeAlias = "Callable[[ScriptDirectory, str, Any], list[RevisionStep]]"
 
 _TABLES = frozenset({*metadata.tables, VERSION_TABLE})
+
+_TYPES = tuple(column.type for table in metadata.tables.values() for column in table.columns)
+"""The types of our columns. A model made with the mixins has the same objects."""
 
 _PATIENCE = 30.0
 """Seconds to wait for a database that is busy."""
@@ -193,6 +198,29 @@ def include_object(
     """
     is_only_there = reflected and compare_to is None
     return not (is_only_there and type_ == "table" and name in _TABLES)
+
+
+def render_item(type_: str, item: object, autogen_context: AutogenContext) -> str | Literal[False]:
+    """Leave the types of MariaDB and MySQL out of the revisions for another database.
+
+    For ``context.configure(render_item=...)``. Without it, autogenerate writes down the types of
+    both, so that a revision made on one database also runs on the other. Do not use it in a project
+    whose revisions run on MariaDB or MySQL as well.
+
+    Args:
+        type_: What is written, such as ``"type"``.
+        item: The type itself.
+        autogen_context: The database at hand, and the options of ``context.configure``.
+
+    Returns:
+        The type of a column of this package's models in Python; ``False`` for anything else, which
+        Alembic then writes itself.
+    """
+    dialect = autogen_context.dialect
+    knows_no_other = dialect is None or dialect.name in ("mysql", "mariadb")
+    if type_ != "type" or knows_no_other or not any(item is each for each in _TYPES):
+        return False
+    return f"{autogen_context.opts['sqlalchemy_module_prefix'] or ''}{item!r}"
 
 
 @our_errors

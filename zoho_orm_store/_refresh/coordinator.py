@@ -91,8 +91,11 @@ class Leases(Protocol):
     def release(self, key: str, owner: str) -> bool:
         """Remove a lease, and return whether ``owner`` still had it."""
 
-    def fail(self, key: str, owner: str) -> None:
-        """Free a lease and count one failure more, if ``owner`` still has it."""
+    def fail(self, key: str, owner: str, *, refused: bool = False) -> None:
+        """Free a lease and count one failure more, if ``owner`` still has it.
+
+        If Zoho has refused the refresh for good, remember this for longer.
+        """
 
     def sweep(self) -> int:
         """Remove leases that ended long ago, and return how many."""
@@ -103,13 +106,14 @@ class Settled(NamedTuple):
 
     Attributes:
         record: The token, live or not, if there is one.
-        on_failure: What to call if the refresh fails, if the caller is the one that refreshes. It
-            returns the token to go on with all the same, if any.
+        on_failure: What to call if the refresh fails, if the caller is the one that refreshes; with
+            ``refused=True`` if Zoho has refused it for good. It returns the token to go on with all
+            the same, if any.
         fallback_id: The stored token to go on with if the SDK cannot exchange a new grant token.
     """
 
     record: TokenRecord | None
-    on_failure: Callable[[], TokenRecord | None] | None = None
+    on_failure: Callable[..., TokenRecord | None] | None = None
     fallback_id: str | None = None
 
 
@@ -246,8 +250,12 @@ class RefreshCoordinator:
             until = self._clock.monotonic()
             self._remember(key, Held("", threading.get_ident(), until, record, None))
 
-    def failed(self, key: str) -> TokenRecord | None:
+    def failed(self, key: str, *, refused: bool = False) -> TokenRecord | None:
         """Give up the caller's lease, because its refresh has failed.
+
+        Args:
+            key: The lease.
+            refused: Whether Zoho has refused the refresh for good.
 
         Returns:
             The token to go on with, if it was refreshed ahead of its end.
@@ -258,7 +266,7 @@ class RefreshCoordinator:
         self.forget(key)
         self._count(failed=1)
         logger.info("A refresh has failed (%.8s)", key)
-        self._try_to_write(self._leases.fail, key, held.owner)
+        self._try_to_write(partial(self._leases.fail, refused=refused), key, held.owner)
         if not self._is_live(held.seen, SDK_MARGIN):
             return None
         # The SDK saves the live token once more. That must not undo what others do meanwhile.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from zoho_orm_store._refresh.rules import Holder
+from zoho_orm_store._refresh.rules import REFUSED, Holder
 from zoho_orm_store._schema import missing_leases
 from zoho_orm_store._sql.dialects import insert_unless_present, limit_lock_wait
 from zoho_orm_store._sql.leases import LeaseStatements
@@ -33,7 +33,7 @@ class DatabaseLeases:
     def __init__(self, database: Database, table: Table) -> None:
         self._database = database
         self._table = table
-        self._statements = LeaseStatements(table, database.dialect_name)
+        self._statements = LeaseStatements(table, database.dialect_name, REFUSED)
 
     def holder(self, key: str) -> Holder | None:
         def read(connection: Connection) -> Holder | None:
@@ -73,9 +73,10 @@ class DatabaseLeases:
         parameters = {"lease_key": key, "lease_owner": owner}
         return connection.execute(self._statements.release, parameters).rowcount > 0
 
-    def fail(self, key: str, owner: str) -> None:
+    def fail(self, key: str, owner: str, *, refused: bool = False) -> None:
         def write(connection: Connection) -> None:
             parameters = {"lease_key": key, "lease_owner": owner, "now": _now()}
+            parameters["new_owner"] = REFUSED if refused else ""
             connection.execute(self._statements.fail, parameters)
 
         self._database.write(write, retry_for=_RETRY_FOR)
@@ -89,6 +90,12 @@ class DatabaseLeases:
             return connection.execute(self._statements.sweep, {"keys": keys, **now}).rowcount
 
         return self._database.write(write, retry_for=_RETRY_FOR)
+
+    def refused(self) -> frozenset[str]:
+        """Return the keys of the leases whose last refresh Zoho has refused for good."""
+        return self._database.read(
+            lambda connection: frozenset(connection.scalars(self._statements.refused))
+        )
 
     def check(self) -> None:
         """See that the table exists, before it is needed.

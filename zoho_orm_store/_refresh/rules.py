@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoho_orm_store.refresh import RefreshPolicy
 
 __all__ = [
+    "REFUSED",
     "Holder",
     "Step",
     "counted_failures",
@@ -24,6 +25,9 @@ __all__ = [
     "next_step",
     "wait_or_time_out",
 ]
+
+REFUSED = "refused"
+"""The owner of a lease that is free because Zoho has refused its last refresh for good."""
 
 _MOST_FAILURES = 2
 """Refreshes in a row that may fail while others wait. Then they stop waiting."""
@@ -61,7 +65,7 @@ class Holder(NamedTuple):
     """The row of a lease. Anybody may have written it, so no value of it is taken on trust.
 
     Attributes:
-        owner: Who has the lease; empty if it is free because its last refresh failed.
+        owner: Who has the lease; empty or `REFUSED` if it is free because its last refresh failed.
         failures: Refreshes in a row that failed.
         left: Seconds until it ends; negative if it has ended.
     """
@@ -73,7 +77,7 @@ class Holder(NamedTuple):
     @property
     def is_free(self) -> bool:
         """Whether the lease has no owner, whenever it ends."""
-        return self.owner == ""
+        return self.owner in ("", REFUSED)
 
     def has_failed_within(self, seconds: float, *, times: int = 1) -> bool:
         """Whether the last refreshes failed, and the last one at most so many seconds ago."""

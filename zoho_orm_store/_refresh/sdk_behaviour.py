@@ -34,8 +34,13 @@ SLACK = 0.25
 """Seconds that may pass between the store's look at the clock and the SDK's. The SDK would refresh
 without a lease if it found a token expired that the store took for live."""
 
-_TOKEN_REQUESTS = ("refresh_access_token", "generate_access_token")
+_REFRESH = "refresh_access_token"
+_TOKEN_REQUESTS = (_REFRESH, "generate_access_token")
 """The methods by which an ``OAuthToken`` asks Zoho for an access token."""
+
+_FINAL_REFUSALS = frozenset({"invalid_code", "invalid_client"})
+"""Zoho's errors for a refresh token that it has revoked, or whose client it has deleted. They stay,
+unlike a wrong client secret, too many requests, or a server error."""
 
 
 class SDKToken(Protocol):
@@ -62,15 +67,15 @@ def shown_as_expired(record: TokenRecord, now: float) -> TokenRecord:
 
 def watch_request(
     token: SDKToken,
-    on_failure: Callable[[], TokenRecord | None] | None,
+    on_failure: Callable[..., TokenRecord | None] | None,
     fall_back: Callable[..., bool] | None = None,
 ) -> None:
     """Notice if the SDK's next refresh or exchange of a token fails.
 
     Args:
         token: The SDK's token.
-        on_failure: Called then. If it returns a token, the SDK goes on with that one's access token
-            and expiry.
+        on_failure: Called then, with ``refused=True`` if no later refresh can succeed either. If it
+            returns a token, the SDK goes on with that one's access token and expiry.
         fall_back: Called if there is no such token, with the arguments of the request: the token
             and a URL. It gives the token other values and returns ``True``, or returns ``False``
             to let the failure through.
@@ -82,7 +87,8 @@ def watch_request(
         try:
             return getattr(token, method)(*args)
         except BaseException as error:
-            live = None if on_failure is None else on_failure()
+            refused = method == _REFRESH and _is_final_refusal(error)
+            live = None if on_failure is None else on_failure(refused=refused)
             if not isinstance(error, Exception):
                 raise
             if live is None and not (fall_back and fall_back(*args)):
@@ -94,6 +100,11 @@ def watch_request(
 
     for name in _TOKEN_REQUESTS:
         setattr(token, name, partial(watched_request, name))
+
+
+def _is_final_refusal(error: BaseException) -> bool:
+    """Whether the SDK's exception says that Zoho does not know a refresh token or client."""
+    return getattr(error, "error_message", None) in _FINAL_REFUSALS
 
 
 def needs_refresh(record: TokenRecord, now: float) -> bool:

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Integer, and_, bindparam, cast, delete, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from zoho_orm_store._sql.dialects import server_clock
 
@@ -20,6 +33,9 @@ __all__ = ["LeaseStatements"]
 _SWEPT_AFTER = 60_000
 """Milliseconds after its end from which a lease is removed."""
 
+_REFUSED_KEPT_FOR = 90 * 86_400_000
+"""The same, if Zoho has refused its refresh: an administrator may look only after a while."""
+
 _SWEPT_AT_ONCE = 100
 
 
@@ -29,9 +45,10 @@ class LeaseStatements:
     Args:
         table: The table of a model made with `RefreshLeaseMixin`.
         dialect_name: SQLAlchemy's name of the dialect.
+        refused: The owner of a lease whose last refresh Zoho has refused for good.
     """
 
-    def __init__(self, table: Table, dialect_name: str) -> None:
+    def __init__(self, table: Table, dialect_name: str, refused: str) -> None:
         columns = table.c
         key = bindparam("lease_key", type_=columns.key.type)
         owner = bindparam("lease_owner", type_=columns.owner.type)
@@ -44,7 +61,9 @@ class LeaseStatements:
         is_as_seen = and_(
             columns.owner == bindparam("seen_owner"), failures == bindparam("seen_failures")
         )
-        has_long_ended = columns.expires_at < now - _SWEPT_AFTER
+        is_refused = columns.owner == literal(refused, columns.owner.type)
+        kept_for = case((is_refused, _REFUSED_KEPT_FOR), else_=_SWEPT_AFTER)
+        has_long_ended = columns.expires_at < now - cast(kept_for, BigInteger)
 
         self.owner = select(columns.owner).where(columns.key == key)
         # The time left is computed in Python, which knows no overflow.
@@ -64,8 +83,10 @@ class LeaseStatements:
         self.take_seen = update(table).where(columns.key == key, is_seen_or_ours).values(taken)
         is_ours = and_(columns.key == key, columns.owner == owner)
         self.release = delete(table).where(is_ours)
-        failed = {"owner": "", "failures": columns.failures + 1, "expires_at": now}
+        new_owner = bindparam("new_owner", type_=columns.owner.type)
+        failed = {"owner": new_owner, "failures": columns.failures + 1, "expires_at": now}
         self.fail = update(table).where(is_ours).values(failed)
+        self.refused = select(columns.key).where(is_refused)
         self.long_ended = select(columns.key).where(has_long_ended).limit(_SWEPT_AT_ONCE)
         is_among = columns.key.in_(bindparam("keys", expanding=True))
         self.sweep = delete(table).where(is_among, has_long_ended)

@@ -11,6 +11,7 @@ import typer
 
 import zoho_orm_store
 from zoho_orm_store.cli.app import AsJson, app, env_cipher, one_line
+from zoho_orm_store.cli.logins import NO_REFRESH_TOKEN, Logins
 from zoho_orm_store.cli.output import number_of, reason_left_out
 from zoho_orm_store.cli.target import Target, takes_target
 from zoho_orm_store.errors import DatabaseError, UnreadableTokenError, ZohoOrmStoreError
@@ -163,25 +164,29 @@ class _Counted(NamedTuple):
     tokens: int
     to_refresh: int
     stranded: int
+    refused: int
     unreadable: list[UnreadableTokenError]
 
 
-def _count(repository: TokenRepository) -> _Counted:
+def _count(repository: TokenRepository, logins: Logins) -> _Counted:
     unreadable: list[UnreadableTokenError] = []
-    number = to_refresh = stranded = 0
+    number = to_refresh = stranded = refused = 0
     now = time() * 1000
     for record in repository.stream(on_undecryptable=unreadable.append):
         number += 1
         has_ended = record.expiry_time is not None and record.expiry_time <= now
-        if record.refresh_token is not None:
+        reason = logins.reason_for_new(record)
+        if reason is not None:
+            stranded += reason == NO_REFRESH_TOKEN
+            refused += reason != NO_REFRESH_TOKEN
+        elif record.refresh_token is not None:
             to_refresh += has_ended or record.access_token is None
-        else:
-            stranded += has_ended
-    return _Counted(number + len(unreadable), to_refresh, stranded, unreadable)
+    return _Counted(number + len(unreadable), to_refresh, stranded, refused, unreadable)
 
 
 def _tokens(target: Target, database: Database) -> Iterator[Finding]:
-    counted = database.read(lambda connection: _count(target.repository(connection)))
+    logins = Logins(target, database)
+    counted = database.read(lambda connection: _count(target.repository(connection), logins))
     yield Finding(
         "ok",
         f"{number_of(counted.tokens)}, of which {counted.to_refresh} will be refreshed at the next "
@@ -192,6 +197,12 @@ def _tokens(target: Target, database: Database) -> Iterator[Finding]:
             "hint",
             f"{number_of(counted.stranded)} expired and cannot be refreshed: their users have to "
             "log in again ('zoho-orm-store purge --stranded' deletes them)",
+        )
+    if counted.refused:
+        yield Finding(
+            "hint",
+            f"Zoho has refused to refresh {number_of(counted.refused)}, whose users have to log in "
+            "again ('zoho-orm-store list' shows them)",
         )
     if counted.unreadable:
         raise ZohoOrmStoreError(
@@ -217,7 +228,13 @@ def _secrets(target: Target, database: Database) -> Iterator[Finding]:
             "To encrypt them, see 'zoho-orm-store keys --help'",
         )
     elif in_plain_text:
-        yield Finding("hint", "to encrypt what is in plain text: zoho-orm-store keys rotate")
+        yield Finding("hint", "to encrypt what is in plain text: zoho-orm-store encrypt")
+    elif keys:
+        yield Finding(
+            "hint",
+            "every token is encrypted: give the store require_encryption=True, and plain text that "
+            "somebody without the keys writes into the table is refused",
+        )
 
 
 _CHECKS: tuple[tuple[float | None, tuple[Callable[..., Iterator[Finding]], ...]], ...] = (

@@ -48,8 +48,8 @@ def status(target: Target, as_json: AsJson = False) -> None:
     for number, key_id in enumerate(cipher.key_ids if cipher else ()):
         note = "encrypts new tokens" if number == 0 else "decrypts"
         rows.append((f"key {key_id}", counted.pop(key_id, 0), note))
-    rows.append(("plain text", counted.pop(None, 0), ""))
-    garbled = counted.pop("", 0)
+    in_plain_text, garbled = counted.pop(None, 0), counted.pop("", 0)
+    rows.append(("plain text", in_plain_text, _plain_text_note(in_plain_text, cipher)))
     for other, count in sorted(counted.items(), key=str):
         rows.append((f"key {other}", count, f"not in {KEYS_VARIABLE}"))
     if garbled:
@@ -64,13 +64,37 @@ def status(target: Target, as_json: AsJson = False) -> None:
 @keys.command()
 @takes_target()
 def rotate(target: Target) -> None:
-    """Encrypt every token under the first key, including those in plain text.
+    """Encrypt every encrypted token anew, under the first key.
 
-    Workers can keep running: a token that one of them saves is never overwritten. Give them the
-    new key first, so that they can read what this command writes. If a run is interrupted, run it
-    again.
+    Tokens in plain text stay as they are: see the command encrypt. Workers can keep running: a
+    token that one of them saves is never overwritten. Give them the new key first, so that they
+    can read what this command writes. If a run is interrupted, run it again.
     """
     _rotate(target, _cipher_required())
+
+
+@app.command()
+@takes_target()
+def encrypt(target: Target, yes: Yes = False) -> None:
+    """Encrypt the tokens in plain text under the first key; counts them and asks first.
+
+    Do this once, in order to turn encryption on, and when you know that every one of them is
+    genuine: somebody who can write to the table may have planted some. Then give the store
+    require_encryption=True.
+    """
+    from zoho_orm_store._tokens import TokenOperations
+
+    cipher = _cipher_required()
+    operations = TokenOperations.of_model(target.model, target.scope, cipher)
+    target.check()
+    with target.open() as database:
+        number = database.read(operations.count_plain)
+    if number == 0:
+        typer.echo("No token is in plain text.")
+    else:
+        are = "token is" if number == 1 else "tokens are"
+        ask(f"{number} {are} in plain text. Encrypt under the key {cipher.key_id}?", yes=yes)
+    _rotate(target, cipher, encrypt_plain_text=True)
 
 
 @app.command()
@@ -85,6 +109,15 @@ def decrypt(target: Target, yes: Yes = False) -> None:
     _rotate(target, zoho_orm_store.FernetCipher(encrypts=False))
 
 
+def _plain_text_note(number: int, cipher: FernetCipher | None) -> str:
+    """Whether encryption can be required of the tokens, for somebody who encrypts."""
+    if cipher is None:
+        return ""
+    if number:
+        return "zoho-orm-store encrypt encrypts them"
+    return "a store may be given require_encryption=True"
+
+
 def _cipher_required() -> FernetCipher:
     cipher = env_cipher()
     if cipher is None:
@@ -92,13 +125,23 @@ def _cipher_required() -> FernetCipher:
     return cipher
 
 
-def _rotate(target: Target, cipher: FernetCipher) -> None:
+def _rotate(target: Target, cipher: FernetCipher, *, encrypt_plain_text: bool = False) -> None:
     from zoho_orm_store.rotation import rotate_keys
 
     target.check()
     with progress("Encrypting" if cipher.key_id else "Decrypting", 1000) as on_progress:
-        summary = rotate_keys(target.bind, cipher, on_progress=on_progress, **target.options)
+        summary = rotate_keys(
+            target.bind,
+            cipher,
+            encrypt_plain_text=encrypt_plain_text,
+            on_progress=on_progress,
+            **target.options,
+        )
     typer.echo(f"Tokens changed: {summary.rotated}.")
+    if summary.plain_text and cipher.key_id and not encrypt_plain_text:
+        typer.echo(
+            f"Left in plain text: {summary.plain_text}. Encrypt them with: zoho-orm-store encrypt"
+        )
     for problem in summary.undecryptable[:_MOST_PROBLEMS]:
         typer.echo(f"Left unchanged: {problem}", err=True)
     if (more := len(summary.undecryptable) - _MOST_PROBLEMS) > 0:

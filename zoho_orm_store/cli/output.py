@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoho_orm_store.errors import UnreadableTokenError
 
 __all__ = [
+    "changed_id",
     "duration",
     "echo",
     "known_values",
@@ -54,6 +55,12 @@ def printable(text: str) -> str:
 def number_of(number: int) -> str:
     """A number of tokens, in words."""
     return f"{number} token{'' if number == 1 else 's'}"
+
+
+def changed_id(old: str, new: str, *, dry_run: bool = False) -> str:
+    """Say which id a token has now, or would have."""
+    became = "would become" if dry_run else "is now"
+    return f"The id {printable(repr(old))} {became} {printable(repr(new))}."
 
 
 def known_values(record: TokenRecord, *, reveal: bool = False) -> dict[str, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import zoho_orm_store
 from zoho_orm_store.cli.app import Yes, app, ask
-from zoho_orm_store.cli.output import number_of
+from zoho_orm_store.cli.output import changed_id, number_of
 from zoho_orm_store.cli.target import Target, takes_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TypeVar
 
     from zoho_orm_store.provision import Target as Bind
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 Revision = Annotated[
-    str, typer.Option(help="The revision to go to, or a number of steps such as +1 or -1.")
+    str,
+    typer.Option(
+        help="The revision to go to, or a number of steps such as +1 or -1.", metavar="REVISION"
+    ),
 ]
 
 
@@ -29,9 +34,12 @@ Revision = Annotated[
 def upgrade(target: Target, revision: Revision = "head") -> None:
     """Create the tables, or bring them up to date.
 
-    You can run it again, and on several machines at once: one does the work, the others wait. If
-    the SDK's DBStore or the sample SQLite store made the table, it is kept with its tokens. If it
-    has several rows of one user, the newest row stays, and stderr names the removed ones.
+    You can run it again, and on several machines at once: one does the work, the others wait.
+
+    If the SDK's DBStore or the sample SQLite store made the table, it is kept with its tokens. Back
+    it up first, for example with mysqldump or by copying the SQLite file: if it has several rows of
+    one user, only the newest stays, and stderr names the removed ones. "check" says beforehand
+    whose table it is.
     """
     adopted = _migrate(target, "upgrade", zoho_orm_store.provision.upgrade, revision)
     if adopted:
@@ -43,17 +51,25 @@ def upgrade(target: Target, revision: Revision = "head") -> None:
 def downgrade(target: Target, revision: Revision = "base", yes: Yes = False) -> None:
     """Take the tables back to an earlier revision; asks first.
 
-    No token is lost: a table that holds tokens is never dropped. At "base" it is the SDK's own
-    table again, which its DBStore can read.
+    Back the tables up first. No token is lost: a table that holds tokens is never dropped. At
+    "base" it is the SDK's own table again, which its DBStore can read. That needs whole numbers as
+    ids: stderr names each id that had to change.
     """
     target.require_standard("downgrade")
     found = _current(target)
     if found is not None:
-        ask(f"Take the tables in {target.place} from {found} back to {revision}?", yes=yes)
-    if target.missing_file is None:
-        _migrate(target, "downgrade", zoho_orm_store.provision.downgrade, revision)
-    else:
+        ask(
+            f"Back up the tables in {target.place} first. "
+            f"Take them from {found} back to {revision}?",
+            yes=yes,
+        )
+    if target.missing_file is not None:
         typer.echo(f"Nothing to do: the file {target.missing_file} does not exist.")
+        return
+    with _quiet_about_ids():
+        renumbered = _migrate(target, "downgrade", zoho_orm_store.provision.downgrade, revision)
+    for old, new in renumbered:
+        typer.echo(changed_id(old, new), err=True)
 
 
 @app.command()
@@ -97,6 +113,21 @@ def _current(target: Target) -> str | None:
     if target.missing_file is not None:
         return None
     return zoho_orm_store.provision.current(target.bind)
+
+
+@contextmanager
+def _quiet_about_ids() -> Iterator[None]:
+    """Leave out the warning that names the changed ids, which the command prints one by one."""
+    logger = logging.getLogger("zoho_orm_store.migrations")
+
+    def is_about_others(record: logging.LogRecord) -> bool:
+        return "got new ids" not in str(record.msg)  # The revision that says it is frozen.
+
+    logger.addFilter(is_about_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_about_others)
 
 
 def _migrate(target: Target, name: str, migrate: Callable[[Bind, str], T], revision: str) -> T:

@@ -208,6 +208,13 @@ class Target:
         return missing_file(self.url)
 
     @property
+    def scope_parts(self) -> tuple[str, ...]:
+        """What the scope adds to a digest."""
+        from zoho_orm_store._tokens import scope_for
+
+        return scope_for(self._tokens, self.scope).parts
+
+    @property
     def options(self) -> dict[str, Any]:
         """What the functions and repositories of this package take besides the database."""
         return {"model": self.model, "scope": self.scope}
@@ -255,7 +262,15 @@ class Target:
         else:
             database.read(_check_table, self._tokens, indexes)
         if indexes and self.lease_model not in (None, zoho_orm_store.RefreshLease):
-            database.read(_check_table, self.lease_table, indexes)
+            self.check_lease_table(database)
+
+    def check_lease_table(self, database: Database) -> None:
+        """Check a project's own table of refresh leases, whose model is known.
+
+        Raises:
+            SchemaError: It is missing or lacks something.
+        """
+        database.read(_check_table, self.lease_table, True)
 
     def check(self) -> None:
         """Check that the tables can be used; see `check_tables`."""

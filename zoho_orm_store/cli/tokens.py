@@ -17,7 +17,9 @@ import typer
 
 import zoho_orm_store
 from zoho_orm_store.cli.app import AsJson, CommandLineError, Yes, app, ask, env_cipher
+from zoho_orm_store.cli.logins import Logins
 from zoho_orm_store.cli.output import (
+    changed_id,
     duration,
     echo,
     known_values,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 Id = Annotated[str, typer.Argument(metavar="ID", help="The token's id.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
 
-_ID, _DC, _LIVES, _SAVED = 32, 6, 7, 11
+_ID, _DC, _LIVES, _SAVED = 32, 6, 9, 11
 _WIDE = 110
 """From so many columns on, a terminal has room for the client."""
 
@@ -63,11 +65,15 @@ class Sort(str, Enum):
 
 
 @app.command(name="list")
-@takes_target()
+@takes_target(lease_model=True)
 def list_tokens(
     target: Target,
-    user: Annotated[str | None, typer.Option(help="Only this user's tokens.")] = None,
-    client: Annotated[str | None, typer.Option(help="Only this client's tokens.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Only this user's tokens.", metavar="NAME")
+    ] = None,
+    client: Annotated[
+        str | None, typer.Option(help="Only this client's tokens.", metavar="CLIENT_ID")
+    ] = None,
     expired: Annotated[
         bool | None,
         typer.Option(
@@ -81,21 +87,26 @@ def list_tokens(
             "the last save (the latest first). This holds all tokens in memory."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many tokens.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many tokens.", metavar="NUMBER")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     reveal: Reveal = False,
 ) -> None:
     """List the tokens, in the order of their ids.
 
     Each line has the id, the user, the client if the terminal is wide, the data centre, how long
-    the access token still lives, and when the token was saved. --json has every value; secrets are
-    masked without --reveal. The total is printed on stderr. Exit code 1 means that some tokens
-    cannot be read or decrypted; --json marks them as unreadable or undecryptable.
+    the access token still lives, and when the token was saved. "new login" means that the token
+    cannot be refreshed any more. The total is printed on stderr.
+
+    --json has every value; secrets are masked without --reveal. A token that needs a new login has
+    "needs_new_login". Exit code 1 means that some tokens cannot be read or decrypted; --json marks
+    them as unreadable or undecryptable.
     """
     filters = {"user_name": user, "client_id": client, "expired": expired}
     left_out: list[UnreadableTokenError] = []
 
-    def all_tokens(repository: TokenRepository) -> Iterator[Marked]:
+    def all_tokens(repository: TokenRepository, logins: Logins) -> Iterator[Marked]:
         told = 0
         stream = repository.stream(**filters, on_undecryptable=left_out.append)  # type: ignore[arg-type]
         for record in chain(stream, [None]):
@@ -105,34 +116,42 @@ def list_tokens(
                     yield error.record, {"undecryptable" if is_encrypted else "unreadable": True}
             told = len(left_out)
             if record is not None:
-                yield record, {}
+                needs_login = logins.reason_for_new(record) is not None
+                yield record, {"needs_new_login": True} if needs_login else {}
 
-    def print_all(repository: TokenRepository) -> None:
+    def print_all(repository: TokenRepository, logins: Logins) -> None:
         if not as_json:
             echo(_columns("ID", "USER", "CLIENT", "DC", "LIVES", "SAVED"))
-        tokens, number = all_tokens(repository), 0
+        tokens, number, to_log_in = all_tokens(repository, logins), 0, 0
         if sort is not None:
             tokens = iter(sorted(tokens, key=lambda marked: _sort_key(marked[0], sort)))
         for record, marks in islice(tokens, limit):
             number += 1
+            needs_login = "needs_new_login" in marks
+            to_log_in += needs_login
             if as_json:
                 echo(json.dumps(known_values(record, reveal=reveal) | marks))
             else:
-                echo(_columns(*_summary(record)))
+                echo(_columns(*_summary(record, needs_login=needs_login)))
         if not as_json:
             total = repository.count(**filters) if number == limit else number  # type: ignore[arg-type]
             shown = f"{number} of " if number < total else ""
             typer.echo(f"{shown}{number_of(total)}", err=True)
+            if to_log_in:
+                need = "needs" if to_log_in == 1 else "need"
+                typer.echo(f"{to_log_in} of them {need} a new login", err=True)
 
     # Nothing can unprint a line, so a lost connection ends the list instead of starting it again.
-    target.run(print_all, retry_for=0)
+    with target.open(retry_for=0) as database:
+        logins = Logins(target, database)
+        database.read(lambda connection: print_all(target.repository(connection), logins))
     if left_out:
         typer.echo(f"{len(left_out)} of them {reason_left_out(left_out)}", err=True)
         raise typer.Exit(1)
 
 
 @app.command()
-@takes_target()
+@takes_target(lease_model=True)
 def show(
     target: Target,
     id: Id,  # noqa: A002 - the SDK's name for it
@@ -141,11 +160,16 @@ def show(
 ) -> None:
     """Show every known value of one token. Secrets are masked without --reveal."""
     record, problem = _existing(target, id)
+    with target.open() as database:
+        reason = None if problem else Logins(target, database).reason_for_new(record)
     if as_json:
-        typer.echo(json.dumps(known_values(record, reveal=reveal)))
+        marks = {"needs_new_login": True} if reason else {}
+        typer.echo(json.dumps(known_values(record, reveal=reveal) | marks))
     else:
         for name, value in readable_values(record, reveal=reveal).items():
             typer.echo(f"{name:<14} {value}")
+        if reason:
+            typer.echo(f"{'new login':<14} needed: {reason}")
     if problem is not None:
         raise problem
 
@@ -263,8 +287,7 @@ def import_(
     for problem in summary.refused:
         typer.echo(f"Refused: {printable(problem)}", err=True)
     for old, new in () if as_json else summary.renumbered:
-        became = "would become" if dry_run else "is now"
-        typer.echo(f"The id {printable(repr(old))} {became} {printable(repr(new))}.", err=True)
+        typer.echo(changed_id(old, new, dry_run=dry_run), err=True)
     if as_json:
         typer.echo(json.dumps(summary._asdict()))
     else:
@@ -344,14 +367,14 @@ def _sort_key(record: TokenRecord, sort: Sort) -> tuple[bool, str | float]:
     return saved is None, 0.0 if saved is None else (utc_now() - saved).total_seconds()
 
 
-def _summary(record: TokenRecord) -> tuple[str, ...]:
+def _summary(record: TokenRecord, *, needs_login: bool) -> tuple[str, ...]:
     saved = record.updated_at
     return (
         record.id or "",
         record.user_name or "-",
         record.client_id or "-",
         _data_centre(record.api_domain),
-        _lives(record.expiry_time),
+        "new login" if needs_login else _lives(record.expiry_time),
         f"{duration(max(0, (utc_now() - saved).total_seconds()), short=True)} ago"
         if saved
         else "-",
