@@ -12,6 +12,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy, deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import which
 from threading import Event
@@ -39,7 +40,7 @@ from zoho_orm_store import (
     metadata,
     provision,
 )
-from zoho_orm_store._digests import digests_of
+from zoho_orm_store._digests import Digests, Scope, digests_of
 from zoho_orm_store._sdk.conversion import SDKException
 from zoho_orm_store._secrets import MARK, Secrets, key_id_of
 from zoho_orm_store.cli import app
@@ -122,12 +123,12 @@ def columns(connection, *names):
 
 class TestWhatIsStored:
     @on_each_database
-    def test_secrets_are_encrypted_and_the_rest_is_not(self, connection):
+    def test_secrets_and_the_user_are_encrypted_and_the_rest_is_not(self, connection):
         TokenRepository(connection, cipher=CIPHER).save(RECORD)
-        [secrets] = columns(connection)
-        assert {key_id_of(value) for value in secrets} == {CIPHER.key_id}
-        assert columns(connection, "id", "user_name", "client_id", "expiry_time") == [
-            ("1", RECORD.user_name, RECORD.client_id, RECORD.expiry_time)
+        [encrypted] = columns(connection, "user_name", *SECRETS)
+        assert {key_id_of(value) for value in encrypted} == {CIPHER.key_id}
+        assert columns(connection, "id", "client_id", "expiry_time") == [
+            ("1", RECORD.client_id, RECORD.expiry_time)
         ]
 
     def test_the_same_secret_is_never_encrypted_to_the_same_text(self, connection):
@@ -195,8 +196,10 @@ class TestWhatIsStored:
             assert (await repository.get("1")).grant_token == RECORD.grant_token
             tokens = operations(CIPHER)
             assert await connection.run_sync(tokens.count_by_key) == {CIPHER.key_id: 1}
-            assert await connection.run_sync(tokens.count_not_rotated) == 0
-            assert (await connection.run_sync(tokens.rotate_batch, "", 100)).last is None
+            left = partial(tokens.count_not_rotated, plain_text=True)
+            assert await connection.run_sync(left) == 0
+            rotate = partial(tokens.rotate_batch, after="", limit=100, plain_text=True)
+            assert (await connection.run_sync(rotate)).last is None
             broken: list[UndecryptableTokenError] = []
             without = AsyncTokenRepository(connection)
             assert await without.list(on_undecryptable=broken.append) == []
@@ -237,11 +240,12 @@ class TestBoundToItsAssociatedData:
             repository.get("eve" if column == "id" else "1")
 
     def test_a_value_of_another_tenant_is_not(self):
-        record = replace(RECORD, **Secrets(CIPHER, ("tenant_id", "7")).encrypted(RECORD))
+        seven, eight = (Secrets(CIPHER, Scope((("tenant_id", number),))) for number in (7, 8))
+        record = replace(RECORD, **seven.encrypted(RECORD))
         values = [getattr(record, name) for name in TokenRecord.__match_args__]
-        assert Secrets(CIPHER, ("tenant_id", "7")).decrypted(values) == RECORD
+        assert seven.decrypted(values) == RECORD
         with pytest.raises(UndecryptableTokenError):
-            Secrets(CIPHER, ("tenant_id", "8")).decrypted(values)
+            eight.decrypted(values)
 
     @pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
     @on_each_database
@@ -250,7 +254,8 @@ class TestBoundToItsAssociatedData:
         repository.save(RECORD)
         eves = TokenRecord(user_name="eve", client_id=RECORD.client_id, access_token="1000.eve")
         update = "UPDATE oauthtoken SET identity = '{}'"
-        connection.exec_driver_sql(update.format(digests_of(eves)["identity"]))
+        digests = Digests(keys=Secrets(cipher).digest_keys)
+        connection.exec_driver_sql(update.format(digests.of(eves)["identity"]))
         with pytest.raises(DatabaseError, match=r"id '1' .* changed by other means") as raised:
             repository.save(eves)
         assert not raised.value.retryable
@@ -271,26 +276,29 @@ class TestWhatCannotBeDecrypted:
         with pytest.raises(UndecryptableTokenError) as raised:
             TokenRepository(connection).get("1")
         assert str(raised.value) == (
-            f"The client_secret of the token with id '1' is encrypted under the key "
+            f"The user_name of the token with id '1' is encrypted under the key "
             f"'{CIPHER.key_id}'. Pass cipher=FernetCipher(keys); on the command line, set "
             "ZOHO_ORM_STORE_KEYS."
         )
         assert raised.value.id == "1"
-        assert raised.value.record.user_name == RECORD.user_name
-        assert raised.value.record.client_secret is None
+        assert raised.value.record.client_id == RECORD.client_id
+        assert raised.value.record.user_name is raised.value.record.client_secret is None
 
     def test_without_the_key(self, connection):
         TokenRepository(connection, cipher=CIPHER).save(RECORD)
         other = TokenRepository(connection, cipher=FernetCipher(generate_key()))
         for use in (
             lambda: other.get("1"),
-            lambda: other.find(TokenRecord(refresh_token=RECORD.refresh_token)),
             lambda: other.save(RECORD),
             other.list,
             lambda: [*other.stream()],
         ):
             with pytest.raises(UndecryptableTokenError, match="Add that key after the first one"):
                 use()
+        for mistaken in (other, TokenRepository(connection)):
+            for use in (mistaken.find, mistaken.save):
+                with pytest.raises(CipherError, match=f"key '{CIPHER.key_id}', which is not"):
+                    use(TokenRecord(user_name=RECORD.user_name, refresh_token="1000.new"))
         assert TokenRepository(connection, cipher=CIPHER).get("1").grant_token is not None
 
     @pytest.mark.parametrize(
@@ -370,8 +378,8 @@ class TestWhatCannotBeDecrypted:
         tokens = operations(ReversingCipher(key_id))
         for use in (
             lambda: repository.save(RECORD),
-            lambda: tokens.rotate_batch(connection, "", 100),
-            lambda: tokens.count_not_rotated(connection),
+            lambda: tokens.rotate_batch(connection, "", 100, plain_text=True),
+            lambda: tokens.count_not_rotated(connection, plain_text=True),
         ):
             with pytest.raises(CipherError, match="failed with TypeError when asked to name its"):
                 use()
@@ -381,7 +389,7 @@ class TestWhatCannotBeDecrypted:
         cipher = ReversingCipher()
         cipher.encrypt = lambda plaintext, key_id: made
         repository = TokenRepository(connection, cipher=cipher)
-        with pytest.raises(CipherError, match=r"ReversingCipher.* client_secret"):
+        with pytest.raises(CipherError, match=r"ReversingCipher.* user_name"):
             repository.save(RECORD)
         assert repository.count() == 0
 
@@ -400,7 +408,7 @@ class TestWhatCannotBeDecrypted:
         cipher = ReversingCipher()
         genuine = cipher.decrypt
         cipher.decrypt = lambda ciphertext, key_id: made(genuine(ciphertext, key_id))
-        with pytest.raises(CipherError, match="client_secret of the token with id '1'") as raised:
+        with pytest.raises(CipherError, match="user_name of the token with id '1'") as raised:
             TokenRepository(connection, cipher=cipher).get("1")
         assert not isinstance(raised.value, UndecryptableTokenError)
 
@@ -415,7 +423,7 @@ class TestWhatCannotBeDecrypted:
         assert [each.id for each in repository.list(on_undecryptable=broken.append)] == ["0", "2"]
         assert "access_token of the token with id '1' is garbled" in str(broken[0])
         tokens = operations(ReversingCipher("another:key"))
-        batch = tokens.rotate_batch(connection, "", 100)
+        batch = tokens.rotate_batch(connection, "", 100, plain_text=False)
         assert [error.id for error in batch.undecryptable] == ["0", "1", "2"]
 
     def test_a_key_service_that_is_down_is_not_a_garbled_row(self, connection):
@@ -423,7 +431,7 @@ class TestWhatCannotBeDecrypted:
         down = ReversingCipher(failure=ConnectionError("1000.secret"))
         repository = TokenRepository(connection, cipher=down)
         for use in (lambda: repository.get("1"), lambda: repository.list(on_undecryptable=print)):
-            with pytest.raises(CipherError, match="client_secret of the token with id '1'") as e:
+            with pytest.raises(CipherError, match="user_name of the token with id '1'") as e:
                 use()
             assert not isinstance(e.value, UndecryptableTokenError)
             assert "ConnectionError" in str(e.value)
@@ -634,7 +642,7 @@ def dump(url):
 
 
 @pytest.mark.parametrize("cipher", [None, CIPHER], ids=["plain", "encrypted"])
-def test_a_stolen_database_holds_no_secret(empty_database, cipher):
+def test_a_stolen_database_holds_no_secret_and_no_user(empty_database, cipher):
     secrets = []
     is_sqlite = empty_database.get_backend_name() == "sqlite"
     with SQLAlchemyTokenStore(empty_database, cipher=cipher, create_schema=True) as store:
@@ -649,9 +657,10 @@ def test_a_stolen_database_holds_no_secret(empty_database, cipher):
             store.save_token(make_token(user=f"user {number}", client_id="1000.C", **values))
         stolen = dump(empty_database)
         assert len(store.get_tokens()) == 50
-    assert b"user 49" in stolen
-    found = [secret for secret in secrets if secret.encode() in stolen]
-    assert found == ([] if cipher else secrets), "the search itself must find plain secrets"
+    users = [f"user {number}" for number in range(50)]
+    likely = [digests_of(TokenRecord(user_name=user))["user_digest"] for user in users]
+    found = [each for each in (*secrets, *users, *likely) if each.encode() in stolen]
+    assert found == ([] if cipher else [*secrets, *users, *likely]), "the search itself must work"
 
 
 class TestFiles:

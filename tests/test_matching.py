@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from zoho_orm_store import InvalidTokenError, TokenRecord, UserMismatchError
-from zoho_orm_store._digests import digest, digests_of, identity_digest
+from zoho_orm_store._digests import Digests, digests_of
 from zoho_orm_store._matching import (
     Identity,
     Lookup,
@@ -237,6 +237,7 @@ class TestDigests:
         }
 
     def test_values_do_not_run_into_each_other(self):
-        assert digest("user_name", "a") != digest("client_id", "a")
+        digests = Digests()
+        assert digests.parameter("user_name", "a") != digests.parameter("client_id", "a")
         one, other = Identity("user_name", "ab", "c"), Identity("user_name", "a", "bc")
-        assert identity_digest(one) != identity_digest(other)
+        assert digests.identities([one]) != digests.identities([other])

@@ -28,7 +28,7 @@ from zoho_orm_store._schema import NEWEST_REVISION
 from zoho_orm_store._sdk.conversion import SDKException
 
 ROOT = Path(__file__).parent.parent
-HEAD = "zoho_orm_store_0002"
+HEAD = "zoho_orm_store_0003"
 
 SAMPLE_DDL = """
     CREATE TABLE oauthtoken (id varchar(10) NOT NULL, user_name varchar(255), client_id varchar(255),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from zoho_orm_store import (
     TokenRepository,
     provision,
 )
-from zoho_orm_store._digests import digests_of
+from zoho_orm_store._digests import Digests
 from zoho_orm_store._secrets import Secrets
 from zoho_orm_store.cli import app
 from zoho_orm_store.encryption import generate_key
@@ -45,6 +46,7 @@ DOES_NOT_ENCRYPT, HAS_THE_OLD_KEY_FIRST = 6, 7
 def fill(url, rows, cipher, user=lambda number: f"user {number}"):
     """Store so many tokens, encrypted under a cipher, faster than one by one."""
     secrets, now = Secrets(cipher), utc_now()
+    digests = Digests(keys=secrets.digest_keys)
     engine = create_engine(url)
     values = []
     for number in range(rows):
@@ -59,7 +61,7 @@ def fill(url, rows, cipher, user=lambda number: f"user {number}"):
             updated_at=now,
         )
         row = {name: getattr(record, name) for name in TokenRecord.__match_args__}
-        values.append(row | secrets.encrypted(record) | digests_of(record))
+        values.append(row | secrets.encrypted(record) | digests.of(record))
     with engine.begin() as connection:
         connection.execute(insert(StoredToken), values)
     engine.dispose()
@@ -108,25 +110,30 @@ def by_key(url):
 
 class TestRotating:
     def test_every_token_comes_under_the_first_key(self, database):
-        fill(database, 250, FernetCipher(OLD))
         with SQLAlchemyTokenStore(database) as plain:
             save_record(plain, replace(RECORD, id="plain"))
+        fill(database, 250, FernetCipher(OLD))
         before = tokens_of(database, FernetCipher(OLD)).list()
         progress = []
         cipher = FernetCipher([NEW, OLD])
-        summary = rotate_keys(database, cipher, on_progress=lambda *done: progress.append(done))
-        assert summary == (251, 0, ())
+        summary = rotate_keys(
+            database,
+            cipher,
+            encrypt_plain_text=True,
+            on_progress=lambda *done: progress.append(done),
+        )
+        assert summary == (251, 0, (), 0)
         assert progress[-1] == (251, 251)
         assert by_key(database) == {cipher.key_id: 251}
         after = tokens_of(database, FernetCipher(NEW)).list()
         assert after == before, "a token has changed, or the time when it was saved"
-        assert rotate_keys(database, cipher) == (0, 0, ())
+        assert rotate_keys(database, cipher) == (0, 0, (), 0)
 
     @on_sqlite
     def test_back_to_plain_text(self, database):
         fill(database, 150, FernetCipher(OLD))
         summary = rotate_keys(database, FernetCipher(OLD, encrypts=False))
-        assert summary == (150, 0, ())
+        assert summary == (150, 0, (), 150)
         assert by_key(database) == {None: 150}
         assert tokens_of(database, None).get(f"{7:032x}").refresh_token
 
@@ -151,7 +158,7 @@ class TestRotating:
         with engine.begin() as connection:
             connection.execute(text("UPDATE oauthtoken SET grant_token = ''"))
         engine.dispose()
-        assert rotate_keys(database, CIPHER) == (3, 0, ())
+        assert rotate_keys(database, CIPHER, encrypt_plain_text=True) == (3, 0, (), 0)
 
     @pytest.mark.parametrize("name", SERVERS)  # SQLite has one writer at a time.
     def test_a_token_that_is_saved_after_it_was_read_is_not_overwritten(self, name, provisioned):
@@ -163,10 +170,11 @@ class TestRotating:
         saved = TokenRecord(id=f"{2:032x}", access_token="1000.meanwhile")
         meanwhile = saved_before_the_update(engine, url, FernetCipher(OLD), saved)
         with meanwhile, engine.begin() as connection:
-            assert operations(cipher).rotate_batch(connection, "", 100).rotated == 4
+            batch = operations(cipher).rotate_batch(connection, "", 100, plain_text=False)
+            assert batch.rotated == 4
         engine.dispose()
         assert by_key(url) == {cipher.key_id: 4, FernetCipher(OLD).key_id: 1}
-        assert rotate_keys(url, cipher) == (1, 0, ())
+        assert rotate_keys(url, cipher) == (1, 0, (), 0)
         found = tokens_of(url, cipher).get(saved.id)
         assert found.access_token == "1000.meanwhile"
 
@@ -190,10 +198,10 @@ class TestRotating:
         cipher = FernetCipher(OLD)
         meanwhile = saved_before_the_update(engine, url, other, TokenRecord(id="1", **learned))
         with meanwhile, engine.begin() as connection:
-            operations(cipher).rotate_batch(connection, "", 100)
+            operations(cipher).rotate_batch(connection, "", 100, plain_text=True)
         engine.dispose()
         assert by_key(url) == {None: 1}
-        assert rotate_keys(url, cipher) == (1, 0, ())
+        assert rotate_keys(url, cipher, encrypt_plain_text=True) == (1, 0, (), 0)
         found = tokens_of(url, cipher).get("1")
         assert found.refresh_token == RECORD.refresh_token
         assert {name: getattr(found, name) for name in learned} == learned
@@ -219,7 +227,7 @@ def test_no_plain_text_stays_in_a_sqlite_file(tmp_path, journal):
         assert other.exec_driver_sql("PRAGMA secure_delete").scalar() == 0
         other.rollback()
         assert b"1000.r499" in files()
-        rotate_keys(engine, CIPHER)
+        rotate_keys(engine, CIPHER, encrypt_plain_text=True)
         assert b"1000." not in files().replace(RECORD.client_id.encode(), b"")
         assert RECORD.client_secret.encode() not in files()
     with engine.connect() as connection:
@@ -236,7 +244,7 @@ def test_a_reader_that_stays_does_not_keep_a_rotation_from_ending(tmp_path):
         reader.exec_driver_sql("PRAGMA journal_mode = WAL")
         reader.exec_driver_sql("BEGIN")
         reader.exec_driver_sql("SELECT * FROM oauthtoken").all()
-        assert rotate_keys(url, CIPHER) == (3, 0, ())
+        assert rotate_keys(url, CIPHER, encrypt_plain_text=True) == (3, 0, (), 0)
     engine.dispose()
 
 
@@ -287,18 +295,20 @@ def test_a_killed_rotation_is_gone_on_with_beside_workers(
     killed = start([ROTATION_WORKER], database, str(rows // 4), keys=keys)
     killed.communicate(timeout=100)
     assert killed.returncode == -signal.SIGKILL
-    left = read(database, operations(FernetCipher(keys)).count_not_rotated)
+    count = partial(operations(FernetCipher(keys)).count_not_rotated, plain_text=True)
+    left = read(database, count)
     assert 0 < left < rows, "it was to be killed in the middle"
 
     for number in range(rotations):  # to the new key, and back, and so on
-        summary = rotate_keys(database, FernetCipher(keys[::-1] if number % 2 else keys))
+        cipher = FernetCipher(keys[::-1] if number % 2 else keys)
+        summary = rotate_keys(database, cipher, encrypt_plain_text=True)
         assert summary.undecryptable == ()  # What two workers have saved behind it may be left.
     ended = [worker.communicate("") for worker in running]
     assert [error for _, error in ended if error] == []
     saved = [line for lines, _ in ended for line in lines.splitlines()]
     assert [line for line in saved if not line.startswith("SAVED ")] == []
     assert all(int(line.split()[1]) > saves for line in saved), saved
-    summary = rotate_keys(database, FernetCipher(keys))
+    summary = rotate_keys(database, FernetCipher(keys), encrypt_plain_text=True)
     assert (summary.left, summary.undecryptable) == (0, ())
     assert by_key(database) == {FernetCipher(NEW).key_id: rows}
     assert tokens_of(database, FernetCipher(NEW)).count() == rows
@@ -325,7 +335,10 @@ class TestCommands:
     def test_from_plain_text_to_a_key_to_another_and_back(self, run, database):
         fill(database, 3, None)
         assert run("keys", "status").stdout.split() == ["plain", "text", "3"]
-        assert run("keys", "rotate", keys=[OLD]).stdout == "Tokens changed: 3.\n"
+        assert run("keys", "rotate", keys=[OLD]).stdout == (
+            "Tokens changed: 0.\nLeft in plain text: 3. Encrypt them with: zoho-orm-store encrypt\n"
+        )
+        assert run("encrypt", "--yes", keys=[OLD]).stdout == "Tokens changed: 3.\n"
         assert f"key {FernetCipher(OLD).key_id}" in run("keys", "status").stdout
         assert "not in ZOHO_ORM_STORE_KEYS" in run("keys", "status", keys=[NEW]).stdout
         assert run("keys", "rotate", keys=[NEW, OLD]).exit_code == 0
@@ -361,7 +374,7 @@ class TestCommands:
 
     @on_sqlite
     def test_what_is_left_by_workers_that_go_on_encrypting(self, run, monkeypatch):
-        left = RotationSummary(0, 3, ())
+        left = RotationSummary(0, 3, (), 0)
         monkeypatch.setattr("zoho_orm_store.rotation.rotate_keys", lambda *_, **__: left)
         told = run("decrypt", "--yes", keys=[OLD]).stderr
         assert told == (
@@ -404,9 +417,9 @@ class TestCommands:
 
     @on_sqlite
     def test_list_and_show_and_delete_and_doctor_without_the_key(self, run, database):
-        fill(database, 2, FernetCipher(OLD))
         with SQLAlchemyTokenStore(database) as plain:
             save_record(plain, replace(RECORD, id="plain"))
+        fill(database, 2, FernetCipher(OLD))
         listed = run("list")
         assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [
             f"{0:032x}",
@@ -422,7 +435,7 @@ class TestCommands:
         assert run("list", "--json", keys=[OLD]).exit_code == 0
         shown = run("show", f"{1:032x}")
         assert shown.exit_code == 1
-        assert "user 1" in shown.stdout
+        assert RECORD.client_id in shown.stdout
         assert "is encrypted under the key" in shown.stderr
         examined = run("doctor")
         assert examined.exit_code == 1
@@ -493,7 +506,7 @@ def test_a_downgrade_refuses_encrypted_tokens_and_loses_none(database):
     fill(database, 3, FernetCipher(OLD))
     with pytest.raises(provision.SchemaError, match="3 tokens in the table oauthtoken are encr"):
         provision.downgrade(database)
-    assert provision.current(database) == "zoho_orm_store_0002"
+    assert provision.current(database) == "zoho_orm_store_0003"
     assert by_key(database) == {FernetCipher(OLD).key_id: 3}
     rotate_keys(database, FernetCipher(OLD, encrypts=False))
     provision.downgrade(database)

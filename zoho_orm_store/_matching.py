@@ -290,9 +290,7 @@ def without_used_grant(record: TokenRecord) -> TokenRecord:
     return record
 
 
-def without_used_grants(
-    stored: TokenRecord, asked: TokenRecord
-) -> tuple[TokenRecord, TokenRecord]:
+def without_used_grants(stored: TokenRecord, asked: TokenRecord) -> tuple[TokenRecord, TokenRecord]:
     """A stored token and what a save brings, without grant tokens that were exchanged by then."""
     both = merged(stored, asked)
     if without_used_grant(both) is both:

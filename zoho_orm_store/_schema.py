@@ -33,7 +33,7 @@ __all__ = [
 VERSION_TABLE = "zoho_orm_store_version"
 """The table that holds the revision, separate from a project's own ``alembic_version``."""
 
-NEWEST_REVISION = "zoho_orm_store_0002"
+NEWEST_REVISION = "zoho_orm_store_0003"
 """The revision that this package works with. Later ones sort after it."""
 
 _TOKENS, _LEASES = "oauthtoken", "oauthtoken_refresh_lease"
@@ -196,27 +196,39 @@ def missing_privilege(database: str, reported: str) -> str:
     """
     if "row-level security" in reported:
         return f"A row-level security policy in {database} does not allow this row. {reported}"
-    needed = {
-        VERSION_TABLE: "SELECT",
-        _LEASES: "SELECT, INSERT, UPDATE, DELETE",
-        _TOKENS: "SELECT, INSERT, UPDATE, DELETE",
-    }
-    denied = next((name for name in needed if name in reported), None)
+    denied = _denied_table(reported)
     if denied is None or re.search(r"must be owner|\b(CREATE|ALTER|DROP|INDEX) command", reported):
         advice = (
             "To create or upgrade the tables takes more rights than to use them. Run the upgrade "
             "as a user who may change the tables, or give this one those rights"
         )
+        if schema := re.search(r"for schema (\S+)", reported):
+            advice += f". If they exist already, run: GRANT USAGE ON SCHEMA {schema[1]} TO <user>"
     else:
+        ours = (VERSION_TABLE, _LEASES, _TOKENS)
+        version = f", and SELECT on {VERSION_TABLE}" if denied in ours else ""
+        needed = "SELECT" if denied == VERSION_TABLE else "SELECT, INSERT, UPDATE, DELETE"
         advice = (
             "An application needs SELECT, INSERT, UPDATE and DELETE on the tables of tokens and "
-            f"leases, and SELECT on {VERSION_TABLE}. Run as an administrator: "
-            f"GRANT {needed[denied]} ON {denied} TO <user>"
+            f"leases{version}. Run as an administrator: GRANT {needed} ON {denied} TO <user>"
         )
     return (
         f"The database user lacks a right in {database}. {reported}. {advice}. "
         "The page on databases in the documentation lists all rights."
     )
+
+
+def _denied_table(reported: str) -> str | None:
+    """The table that a database user has no right on, as PostgreSQL, MariaDB and MySQL name it."""
+    found = re.search(
+        r"permission denied for (?:table|view|relation) \"?([^\"\n]+)"
+        r"|command denied to user .* table [`'](?:[^`']+`\.`)?([^`']+)[`']",
+        reported,
+    )
+    if found is not None:
+        return found[1] or found[2]
+    # A server may be set to another language. Only the names are the same in each.
+    return next((name for name in (VERSION_TABLE, _LEASES, _TOKENS) if name in reported), None)
 
 
 def missing_leases(table: str) -> str:

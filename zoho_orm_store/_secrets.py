@@ -1,4 +1,4 @@
-"""Encrypting and decrypting a row's secrets, bound to their row and column.
+"""Encrypting and decrypting a row's secrets and its user's name, bound to their row and column.
 
 A stored value says what it is. An encrypted one is ``$zos1$<key id>$<ciphertext>``; anything else
 is plain text. (Plain text that begins like an encrypted value is stored with an empty key id.)
@@ -12,38 +12,51 @@ import re
 from dataclasses import replace
 from hashlib import sha256
 from hmac import compare_digest
+from inspect import signature
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from zoho_orm_store._digests import framed
+from zoho_orm_store._digests import UNSCOPED, DigestKey, KnownKeys, framed
 from zoho_orm_store.encryption import KEYS_VARIABLE, KeysUnavailableError
 from zoho_orm_store.errors import CipherError, ConfigurationError, UndecryptableTokenError
-from zoho_orm_store.records import FIELDS, SECRETS, TokenRecord, read_values, record_of
+from zoho_orm_store.records import (
+    ENCRYPTED,
+    FIELDS,
+    SECRETS,
+    TokenRecord,
+    read_values,
+    record_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zoho_orm_store.encryption import TokenCipher
+    from zoho_orm_store._digests import Scope
+    from zoho_orm_store.encryption import FernetCipher, TokenCipher
 
 __all__ = [
     "MARK",
     "PLAIN_TEXT",
     "Secrets",
     "check_cipher",
+    "is_partly_encrypted",
     "key_id_of",
     "misplaced",
+    "partly_encrypted",
     "prefix_of",
+    "unknown_key",
 ]
 
 MARK = "$zos1$"
 """What an encrypted value begins with."""
 
-_secrets_of = attrgetter(*SECRETS)
-_POSITIONS = tuple((list(FIELDS).index(name), name) for name in SECRETS)
+_encrypted_of = attrgetter(*ENCRYPTED)
+_POSITIONS = {name: list(FIELDS).index(name) for name in ENCRYPTED}
+_USER = _POSITIONS["user_name"]
 _BOUND_TO = 3  # id, user_name and client_id, the first values of a row
 _DIGEST_BYTES = 32
 _MARK_LENGTH = len(MARK)
-_FRAMED_COLUMNS = {name: framed(name) for name in SECRETS}
+_FRAMED_COLUMNS = {name: framed(name) for name in ENCRYPTED}
 _KEY_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _LONGEST_CIPHERTEXT = 65_535 - len(f"{MARK}$") - 64
 """What fits into a MySQL TEXT column behind the longest key id."""
@@ -52,6 +65,11 @@ _NO_KEYS = f"Pass cipher=FernetCipher(keys); on the command line, set {KEYS_VARI
 _MISSING_KEY = (
     "Add that key after the first one. If it is lost, delete the token "
     "(zoho-orm-store delete ID) and let its user log in again."
+)
+_IN_PLAIN_TEXT = (
+    "If encryption is being turned on, encrypt the tokens first (zoho-orm-store encrypt). "
+    "Otherwise somebody without the keys has written it: delete it (zoho-orm-store delete ID) and "
+    "let its user log in again."
 )
 _CHANGED = (
     "If it is a tenant's, pass scope=. Otherwise its row was changed by other means than this "
@@ -99,20 +117,32 @@ def check_cipher(cipher: object) -> None:
 
 
 class Secrets:
-    """Turns the secrets of a record into what is stored, and back.
+    """Turns what a cipher encrypts of a record into what is stored, and back.
 
     Args:
         cipher: Encrypts and decrypts. ``None`` stores plain text and reads nothing else.
-        scope_parts: The scope, to which values are bound as well.
+        scope: The scope, to which values are bound as well.
+        require: Whether a secret in plain text is refused, which somebody without the keys may
+            have written.
 
     Raises:
-        ConfigurationError: The cipher is not a `TokenCipher`.
+        ConfigurationError: The cipher is not a `TokenCipher`, or encryption is required without
+            one.
     """
 
-    def __init__(self, cipher: TokenCipher | None, scope_parts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, cipher: TokenCipher | None, scope: Scope = UNSCOPED, *, require: bool = False
+    ) -> None:
         check_cipher(cipher)
+        if require and cipher is None:
+            raise ConfigurationError("require_encryption=True needs a cipher: pass cipher=.")
         self._cipher = cipher
-        self._scope = framed(*scope_parts)
+        self._scope = framed(*scope.parts)
+        self._context = {name: str(value) for name, value in scope.values}
+        self._require = require
+        self._tells_context = _takes_context(cipher)
+        self.digest_keys = self._digest_keys if hasattr(cipher, "digest_keys") else None
+        """Returns the cipher's keys for digests; ``None`` if it has none."""
 
     @property
     def prefix(self) -> str | None:
@@ -121,19 +151,26 @@ class Secrets:
         return None if key_id is None else prefix_of(key_id)
 
     def encrypted(self, record: TokenRecord) -> dict[str, str | None]:
-        """The columns of a record's secrets, as they are to be stored.
+        """The columns of what is encrypted of a record, as they are to be stored.
 
         Raises:
             CipherError: The cipher failed.
-            ConfigurationError: The cipher's key id cannot be stored.
+            ConfigurationError: The cipher's key id cannot be stored, or the cipher does not encrypt
+                although encryption is required.
         """
         key_id = self._key_id()
-        values = zip(SECRETS, _secrets_of(record), strict=True)
+        values = zip(ENCRYPTED, _encrypted_of(record), strict=True)
         if key_id is None:
+            if self._require:
+                raise ConfigurationError(
+                    "require_encryption=True needs a cipher that encrypts. This one only decrypts."
+                )
             return {column: _unmistakable(value) for column, value in values}
-        row = self._framed_row(record.id, record.user_name, record.client_id)
+        place = self._place(record.id, record.user_name, record.client_id)
+        of_user = self._place(record.id, None, record.client_id)
         return {
-            column: None if value is None else self._encrypt(value, column, row, key_id)
+            column: value
+            and self._encrypt(value, column, of_user if column == "user_name" else place, key_id)
             for column, value in values
         }
 
@@ -145,17 +182,28 @@ class Secrets:
 
         Raises:
             UnreadableTokenError: A value is not one of a token's.
-            UndecryptableTokenError: A secret cannot be decrypted; the message says why, and what
-                to do.
+            UndecryptableTokenError: A secret cannot be decrypted, or is plain text although
+                encryption is required; the message says what to do.
             CipherError: The cipher failed.
         """
-        values, framed_row = read_values(row), b""
-        for position, column in _POSITIONS:
+        values, place = read_values(row), None
+        for column, position in _POSITIONS.items():
             value = values[position]
             if value and value[0] == "$" and value[:_MARK_LENGTH] == MARK:
-                framed_row = framed_row or self._framed_row(*values[:_BOUND_TO])
-                values[position] = self._decrypt(value, column, framed_row, values)
+                if position == _USER:  # It comes first: what follows is bound to the name.
+                    of_user = self._place(values[0], None, values[2])
+                    values[position] = self._decrypt(value, column, of_user, values)
+                    continue
+                place = place or self._place(*values[:_BOUND_TO])
+                values[position] = self._decrypt(value, column, place, values)
+            elif value and self._require and position != _USER:
+                raise self._planted(values, column)
         return record_of(values)
+
+    def _planted(self, row: Sequence[Any], column: str) -> UndecryptableTokenError:
+        return _undecryptable(
+            row, column, "is in plain text, and encryption is required", _IN_PLAIN_TEXT
+        )
 
     def _key_id(self) -> str | None:
         cipher = self._cipher
@@ -173,10 +221,25 @@ class Secrets:
             )
         return key_id
 
-    def _encrypt(self, value: str, column: str, row: bytes, key_id: str) -> str:
+    def _digest_keys(self) -> KnownKeys:
+        cipher, current = cast("FernetCipher", self._cipher), self._key_id()
+        try:
+            keys = {id_: DigestKey.named(id_, key) for id_, key in cipher.digest_keys().items()}
+        except Exception as error:  # noqa: BLE001 - a cipher raises anything
+            raise _cipher_failure(cipher, "digest_keys", "return its keys", error) from None
+        if current is not None and current not in keys:
+            raise ConfigurationError(
+                f"{type(cipher).__name__}.digest_keys() lacks a key for {current!r}, the key that "
+                "encrypts."
+            )
+        others = tuple(key for id_, key in keys.items() if id_ != current)
+        return KnownKeys(keys[current] if current is not None else None, others)
+
+    def _encrypt(self, value: str, column: str, place: _Place, key_id: str) -> str:
         cipher = cast("TokenCipher", self._cipher)
         try:
-            ciphertext = cipher.encrypt(_associated_data(column, row) + value.encode(), key_id)
+            plaintext = place.associated_data(column) + value.encode()
+            ciphertext = cipher.encrypt(plaintext, key_id, **self._told(place, column))
             is_storable = (
                 isinstance(ciphertext, str)
                 and ciphertext.isascii()
@@ -191,9 +254,11 @@ class Secrets:
             )
         return prefix_of(key_id) + ciphertext
 
-    def _decrypt(self, value: str, column: str, framed_row: bytes, row: Sequence[Any]) -> str:
+    def _decrypt(self, value: str, column: str, place: _Place, row: Sequence[Any]) -> str:
         key_id, separator, ciphertext = value[_MARK_LENGTH:].partition("$")
         if separator and not key_id:
+            if self._require and column != "user_name":
+                raise self._planted(row, column)
             return ciphertext
         if not _KEY_ID.fullmatch(key_id):
             raise _undecryptable(row, column, "is garbled", _CHANGED)
@@ -202,8 +267,8 @@ class Secrets:
             raise _undecryptable(row, column, encrypted, _NO_KEYS)
         task = f"decrypt the {column} of the token with id {row[0]!r}"
         try:
-            plaintext = self._cipher.decrypt(ciphertext, key_id)
-            expected = _associated_data(column, framed_row)
+            plaintext = self._cipher.decrypt(ciphertext, key_id, **self._told(place, column))
+            expected = place.associated_data(column)
             if plaintext is not None and compare_digest(plaintext[:_DIGEST_BYTES], expected):
                 return _text(plaintext[_DIGEST_BYTES:])
         except LookupError:
@@ -217,8 +282,46 @@ class Secrets:
             raise _cipher_failure(self._cipher, "decrypt", task, error) from None
         raise _undecryptable(row, column, "is garbled, or is another token's", _CHANGED)
 
-    def _framed_row(self, id_: str | None, user_name: str | None, client_id: str | None) -> bytes:
-        return framed(id_ or "", user_name or "", client_id or "") + self._scope
+    def _told(self, place: _Place, column: str) -> dict[str, Any]:
+        """The keyword arguments for a cipher that wants to know the value's place."""
+        if not self._tells_context:
+            return {}
+        known = zip(("id", "user_name", "client_id"), place.values, strict=True)
+        context = {name: value for name, value in known if value}
+        return {"context": {"column": column, **context, **self._context}}
+
+    def _place(self, *values: str | None) -> _Place:
+        """Where a value is stored; a user's name is not bound to itself.
+
+        Args:
+            values: The row's id, user name and client id.
+        """
+        return _Place(values, framed(*(value or "" for value in values)) + self._scope)
+
+
+class _Place(NamedTuple):
+    """What a ciphertext is bound to, besides its column.
+
+    Attributes:
+        values: The row's id, user name and client id.
+        framed: The same and the scope, as bytes.
+    """
+
+    values: tuple[str | None, ...]
+    framed: bytes
+
+    def associated_data(self, column: str) -> bytes:
+        """The digest that a plaintext in a column begins with."""
+        return sha256(_FRAMED_COLUMNS[column] + self.framed).digest()
+
+
+def _takes_context(cipher: object) -> bool:
+    """Whether a cipher wants to know the place of each value that it is given."""
+    try:
+        parameters = signature(cipher.encrypt).parameters  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return "context" in parameters
 
 
 PLAIN_TEXT = Secrets(None)
@@ -237,8 +340,29 @@ def _unmistakable(value: str | None) -> str | None:
     return prefix_of("") + value if value is not None and value.startswith(MARK) else value
 
 
-def _associated_data(column: str, framed_row: bytes) -> bytes:
-    return sha256(_FRAMED_COLUMNS[column] + framed_row).digest()
+def is_partly_encrypted(row: Any) -> bool:  # noqa: ANN401
+    """Whether some secrets of a row are encrypted and others are not, which no save makes."""
+    stored = (getattr(row, name) for name in SECRETS)
+    return len({key_id_of(value) is None for value in stored if value}) > 1
+
+
+def partly_encrypted(record: TokenRecord) -> UndecryptableTokenError:
+    """The error for a token in whose row somebody has put plain text beside encrypted secrets."""
+    row = [getattr(record, name) for name in TokenRecord.__match_args__]
+    return _undecryptable(row, "row", "has secrets in plain text beside encrypted ones", _CHANGED)
+
+
+def unknown_key(values: Sequence[object]) -> CipherError:
+    """The error for tokens under a key that was not given, among which one was looked for.
+
+    Args:
+        values: What is encrypted of one of them.
+    """
+    key_id = next(filter(None, map(key_id_of, values)), "?")
+    return CipherError(
+        f"The token was not found, but others are encrypted under the key {key_id!r}, which is not "
+        f"among those given, and it may be one of them. {_NO_KEYS}"
+    )
 
 
 def misplaced(record: TokenRecord) -> UndecryptableTokenError:
@@ -250,7 +374,8 @@ def misplaced(record: TokenRecord) -> UndecryptableTokenError:
 def _undecryptable(
     row: Sequence[Any], column: str, problem: str, remedy: str
 ) -> UndecryptableTokenError:
-    record = replace(TokenRecord(*row), **dict.fromkeys(SECRETS))
+    unreadable = SECRETS if key_id_of(row[_USER]) is None else ENCRYPTED
+    record = replace(TokenRecord(*row), **dict.fromkeys(unreadable))
     return UndecryptableTokenError(
         f"The {column} of the token with id {record.id!r} {problem}. {remedy}",
         record.id or "",

@@ -17,19 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from zoho_orm_store._database.drivers import redacted_url
-from zoho_orm_store._digests import (
-    UNSCOPED,
-    Scope,
-    digest,
-    digests_of,
-    identity_digest,
-    updatable_digests,
-)
+from zoho_orm_store._digests import KEYED, PREFIX_LENGTH, UNSCOPED, Digests, Scope
 from zoho_orm_store._matching import (
     Lookup,
     check_credentials,
     check_owner,
-    claim_of,
     find_match,
     identity_of,
     learns_refresh_token,
@@ -43,7 +35,14 @@ from zoho_orm_store._matching import (
     without_used_grants,
 )
 from zoho_orm_store._schema import check_revision
-from zoho_orm_store._secrets import Secrets, key_id_of, misplaced
+from zoho_orm_store._secrets import (
+    Secrets,
+    is_partly_encrypted,
+    key_id_of,
+    misplaced,
+    partly_encrypted,
+    unknown_key,
+)
 from zoho_orm_store._sql.dialects import (
     check_text_is_kept,
     has_row_locks,
@@ -52,7 +51,7 @@ from zoho_orm_store._sql.dialects import (
     lock_rows,
     lock_rows_by_index,
 )
-from zoho_orm_store._sql.tokens import RECORD_COLUMNS, token_statements
+from zoho_orm_store._sql.tokens import RECORD_COLUMNS, Rotation, token_statements
 from zoho_orm_store.errors import (
     ConfigurationError,
     DatabaseError,
@@ -127,10 +126,12 @@ class TokenOperations:
         table: The table of a model made with `StoredTokenMixin`.
         scope: The tenant whose rows are found, changed and inserted.
         cipher: Encrypts the secrets in the table; ``None`` stores plain text.
+        require_encryption: Whether secrets in plain text are refused.
         forget_grants: Whether a grant token that was exchanged is not stored, and finds nothing.
 
     Raises:
-        ConfigurationError: The cipher is not a `TokenCipher`.
+        ConfigurationError: The cipher is not a `TokenCipher`, or encryption is required without
+            one.
     """
 
     def __init__(
@@ -139,14 +140,18 @@ class TokenOperations:
         scope: Scope = UNSCOPED,
         cipher: TokenCipher | None = None,
         *,
+        require_encryption: bool = False,
         forget_grants: bool = False,
     ) -> None:
         self.table = table
         self.scope = scope
         self._cipher = cipher
+        self._options = {"require_encryption": require_encryption, "forget_grants": forget_grants}
         self._forget_grants = forget_grants
-        self._secrets = Secrets(cipher, scope.parts)
-        self._statements = token_statements(table, scope.columns)
+        self._secrets = Secrets(cipher, scope, require=require_encryption)
+        self._digests = Digests(scope, self._secrets.digest_keys)
+        keyed = self._digests.are_keyed
+        self._statements = token_statements(table, scope.columns, keyed=keyed)
         self._in_scope = {f"scope_{name}": value for name, value in scope.values}
         has_own_columns = any(not hasattr(StoredTokenMixin, column.key) for column in table.c)
         self._may_have_tenants = has_own_columns and not scope.values
@@ -170,7 +175,7 @@ class TokenOperations:
 
     def within(self, scope: Scope) -> Self:
         """The same operations within another scope."""
-        return type(self)(self.table, scope, self._cipher, forget_grants=self._forget_grants)
+        return type(self)(self.table, scope, self._cipher, **self._options)
 
     def check(self, connection: Connection) -> None:
         """Check, before the first operation on a database, that the table can be used.
@@ -207,7 +212,11 @@ class TokenOperations:
     def match(
         self, connection: Connection, asked: TokenRecord, lookups: Sequence[Lookup]
     ) -> TokenRecord | None:
-        """Return the token that the first successful lookup finds."""
+        """Return the token that the first successful lookup finds.
+
+        Raises:
+            CipherError: None finds one, and it may be among those under a key that is not known.
+        """
         for lookup in lookups:
             stored = self._look_up(connection, lookup, asked)
             if stored is not None and self._forget_grants:
@@ -215,7 +224,26 @@ class TokenOperations:
             # Digests that another tool left stale must not hand out the wrong token.
             if stored is not None and matches(lookup, asked, stored):
                 return stored
+        if lookups not in ((), (Lookup.ID,)):
+            self._refuse_unknown_keys(connection)
         return None
+
+    def _refuse_unknown_keys(self, connection: Connection) -> None:
+        """See that the cipher knows the keys of all digests, before a token counts as not stored.
+
+        The keys are distinguished by what their digests begin with, so that this takes one look
+        into the index for each key.
+        """
+        after, known = KEYED, self._digests.prefixes
+        while row := self._execute(
+            connection, self._statements.next_digest, {"after": after}
+        ).first():
+            prefix = row.identity[:PREFIX_LENGTH]
+            if not prefix.startswith(KEYED):
+                return
+            if prefix not in known:
+                raise unknown_key(row[1:])
+            after = f"{prefix}g"  # which comes after every hexadecimal digit
 
     def rows(self, connection: Connection) -> Iterator[TokenRecord]:
         """Yield every token, oldest first, without a second copy of all of them in memory.
@@ -287,7 +315,7 @@ class TokenOperations:
             return self._save_new(connection, asked, seen, own)
         stored, is_tied, identity = locked
         check_owner(asked, stored)
-        if self._may_have_tenants and identity != self._identity(stored):
+        if self._may_have_tenants and not self._digests.is_identity(stored, identity):
             raise ConfigurationError(
                 f"The row with id {stored.id!r} is a tenant's. Pass its scope= to save the token. "
                 "Without a scope, tokens can only be listed, expired and deleted."
@@ -296,7 +324,7 @@ class TokenOperations:
         learns = learns_refresh_token(stored, asked)
         if learns and has_row_locks(connection):
             # The row gets its identity back at once: an application may go on after an error.
-            claim = {"row_id": stored.id, "identity": self._claim(asked)}
+            claim = {"row_id": stored.id, "identity": self._digests.claim(asked)}
             self._execute(connection, self._statements.update, claim)
             rows = self._lock_holders(connection, merged(stored, asked))
             self._execute(connection, self._statements.update, claim | {"identity": identity})
@@ -345,47 +373,94 @@ class TokenOperations:
 
     # -- Rotating keys ----------------------------------------------------------------------------
 
-    def rotate_batch(self, connection: Connection, after: str, limit: int) -> RotatedBatch:
-        """Re-encrypt the tokens that are not yet under the cipher's present key.
+    def rotate_batch(
+        self, connection: Connection, after: str, limit: int, *, plain_text: bool
+    ) -> RotatedBatch:
+        """Write tokens anew that are not yet under the cipher's present key.
 
-        A token that somebody saves meanwhile is left as it was saved.
+        A token that somebody saves meanwhile is left as it was saved. Two rows that turn out to be
+        one token, because they were saved under different keys, become one.
 
         Args:
             connection: A connection. On SQLite, its transaction already has the write lock.
             after: The id after which to go on; ``""`` at first.
             limit: The most tokens of a batch.
+            plain_text: Whether tokens in plain text are encrypted as well.
 
         Raises:
             CipherError: The cipher failed.
         """
         limit_lock_wait(connection)
-        compare_time = has_row_locks(connection)
-        statement = self._statements.not_rotated(to_plain_text=self._secrets.prefix is None)
-        parameters = self._prefix_parameters() | {"after": after, "limit": limit}
+        statement = self._statements.not_rotated(self._rotation(plain_text))
+        parameters = self._rotation_parameters() | {"after": after, "limit": limit}
         found = self._execute(connection, statement, parameters).all()
-        decrypted = [(row, self._decrypted_in_scope(row)) for row in found]
+        readable: list[tuple[Row[Any], TokenRecord]] = []
+        undecryptable: list[UnreadableTokenError] = []
+        for row in found:
+            record = self._decrypted_in_scope(row)
+            if isinstance(record, TokenRecord) and plain_text and is_partly_encrypted(row):
+                record = partly_encrypted(record)
+            if isinstance(record, TokenRecord):
+                readable.append((row, record))
+            else:
+                undecryptable.append(record)
+        merged_ids = self._merge_twins(connection, [record for _, record in readable])
+        compare_time = has_row_locks(connection)
         changes = [
             self._secrets.encrypted(record)
+            | self._digests.of(record)
             | self._statements.seen(row, compare_time=compare_time)
             | self._in_scope
-            for row, record in decrypted
-            if isinstance(record, TokenRecord)
+            for row, record in readable
+            if record.id not in merged_ids
         ]
         rotated = len(changes)
         if changes:
             done = connection.execute(self._statements.rotate(compare_time=compare_time), changes)
             if done.supports_sane_multi_rowcount():
                 rotated = done.rowcount
-        undecryptable = [each for _, each in decrypted if isinstance(each, UnreadableTokenError)]
+        rotated += len(merged_ids)
         return RotatedBatch(found[-1].id if found else None, rotated, undecryptable)
 
-    def count_not_rotated(self, connection: Connection) -> int:
+    def _merge_twins(self, connection: Connection, records: Sequence[TokenRecord]) -> set[str]:
+        """Make one row of two that have the same identity under different keys.
+
+        Returns:
+            The ids of those of the records that are done.
+        """
+        if not records or not self._digests.are_keyed:
+            return set()
+        by_identity = {identity_of(record): record for record in records}
+        asked = {"identity": self._digests.identities([*by_identity])}
+        rows = self._execute(connection, self._statements.by_identity, asked).all()
+        done: set[str] = set()
+        for twin in self._readable(rows):
+            record = by_identity.get(identity_of(twin))
+            if record is None or record.id == twin.id or record.id is None or twin.id is None:
+                continue
+            locked = [self._lock(connection, each) for each in sorted((record.id, twin.id))]
+            if None not in locked:
+                rows_locked = {each.record.id: each.record for each in locked if each}
+                stored, other = rows_locked[record.id], rows_locked[twin.id]
+                self._update(connection, stored, TokenRecord(id=stored.id), None, [other], {})
+            done |= {record.id, twin.id}
+        return done
+
+    def count_not_rotated(self, connection: Connection, *, plain_text: bool) -> int:
         """Count the tokens that are not under the cipher's present key.
 
         With a cipher that only decrypts: those that are encrypted.
+
+        Args:
+            connection: A connection.
+            plain_text: Whether to count those in plain text as well.
         """
-        counting = self._statements.count_not_rotated(to_plain_text=self._secrets.prefix is None)
-        return int(self._execute(connection, counting, self._prefix_parameters()).scalar_one())
+        counting = self._statements.count_not_rotated(self._rotation(plain_text))
+        return int(self._execute(connection, counting, self._rotation_parameters()).scalar_one())
+
+    def count_plain(self, connection: Connection) -> int:
+        """Count the tokens with a secret in plain text."""
+        return int(self._execute(connection, self._statements.count_plain).scalar_one())
 
     def count_by_key(self, connection: Connection) -> dict[str | None, int]:
         """Count the tokens under each key, by the key's id.
@@ -398,9 +473,19 @@ class TokenOperations:
             counted.update({key_id_of(value) for value in row if value})
         return dict(counted)
 
-    def _prefix_parameters(self) -> dict[str, object]:
-        prefix = self._secrets.prefix
-        return {} if prefix is None else {"prefix": prefix, "length": len(prefix)}
+    def _rotation(self, plain_text: bool) -> Rotation:
+        if self._secrets.prefix is None:
+            return Rotation.TO_PLAIN_TEXT
+        return Rotation.ALL if plain_text else Rotation.ENCRYPTED
+
+    def _rotation_parameters(self) -> dict[str, object]:
+        prefix, digest_prefix = self._secrets.prefix, self._digests.prefix
+        parameters: dict[str, object] = {}
+        if prefix is not None:
+            parameters |= {"prefix": prefix, "length": len(prefix)}
+        if digest_prefix is not None:
+            parameters |= {"digest_prefix": digest_prefix, "digest_length": len(digest_prefix)}
+        return parameters
 
     # -- Steps ------------------------------------------------------------------------------------
 
@@ -412,13 +497,9 @@ class TokenOperations:
         statement = self._statements.by_lookup(
             lookup, user=asked.user_name is not None, client=asked.client_id is not None
         )
-        parameters: dict[str, object] = {
-            column: digest(field, value, self.scope)
-            for field, column in DIGESTS.items()
-            if (value := getattr(asked, field)) is not None
-        }
+        parameters = self._digests.parameters(asked)
         if lookup is Lookup.IDENTITY:
-            parameters["identities"] = updatable_digests(asked, self.scope)
+            parameters["identities"] = self._digests.updatable(asked)
         row = self._execute(connection, statement, parameters).first()
         return None if row is None else self._secrets.decrypted(row)
 
@@ -454,7 +535,13 @@ class TokenOperations:
         seen: TokenRecord | None,
         own: Mapping[str, object],
     ) -> TokenRecord:
-        """Save a token for which no row was found, unless another writer was faster."""
+        """Save a token for which no row was found, unless another writer was faster.
+
+        Two rows may hold one refresh token, so no unique index makes a save that knows the user
+        wait for one that does not. Therefore each save that brings a refresh token into a row
+        first gives its row an identity that depends on this token alone, and that no row has for
+        longer than a transaction. SQLite has one writer at a time anyway.
+        """
         check_credentials(asked)
         if self._forget_grants:
             asked = without_used_grant(asked)
@@ -463,9 +550,14 @@ class TokenOperations:
         new = replace(asked, id=id_, created_at=now, updated_at=now)
         values = self._values(new) | dict(self.scope.values) | dict(own)
         others: Sequence[TokenRecord] = []
+        if self._digests.are_keyed and has_row_locks(connection):
+            stored = self._take_turn(connection, new, values)
+            if stored is not None:
+                rows = self._lock_holders(connection, asked) if asked.refresh_token else []
+                return self._update(connection, stored, asked, seen, self._readable(rows), own)
         if asked.refresh_token is not None and has_row_locks(connection):
             claim = uuid4().hex if id_ == asked.id else id_
-            claimed = values | {"id": claim, "identity": self._claim(asked)}
+            claimed = values | {"id": claim, "identity": self._digests.claim(asked)}
             insert_unless_present(connection, self.table, claimed)
             rows = [row for row in self._lock_holders(connection, asked) if row.id != claim]
             if not rows and self._find_identity(connection, new) is None:
@@ -483,6 +575,19 @@ class TokenOperations:
         if stored == new:
             return stored
         return self._update(connection, stored, asked, seen, others, own)
+
+    def _take_turn(
+        self, connection: Connection, new: TokenRecord, values: Mapping[str, object]
+    ) -> TokenRecord | None:
+        """Wait for other first saves of an identity, and return what they have saved, locked.
+
+        The unique index on identities does that for digests under one key. While a key is being
+        changed, two workers may store different digests of one identity.
+        """
+        turn = {"id": uuid4().hex, "identity": self._digests.turn(new)}
+        insert_unless_present(connection, self.table, {**values, **turn})
+        self._execute(connection, self._statements.delete, {"row_id": turn["id"]})
+        return self._lock_identity(connection, new)
 
     def _own_values(self, values: Mapping[str, object] | None) -> Mapping[str, object]:
         """Check the values of columns that the model adds."""
@@ -520,29 +625,23 @@ class TokenOperations:
 
     def _row_of_identity(self, connection: Connection, new: TokenRecord) -> TokenRecord:
         """The row that has the identity of a token, whoever inserted it; locked."""
-        identity = {"identity": self._identity(new), **self._in_scope}
-        stored = self._first(connection.execute(self._statements.lock_by_identity, identity))
+        stored = self._lock_identity(connection, new)
         if stored is None:
             raise _changed_meanwhile()
         _check_identity(new, stored)
         return stored
 
-    def _claim(self, asked: TokenRecord) -> str:
-        """The identity digest that the row of a save has while the save looks for other rows.
-
-        Two rows may hold one refresh token, so no unique index makes a save that knows the user
-        wait for one that does not. Therefore each save that brings a refresh token into a row
-        first gives its row an identity that depends on this token alone, and that no row has for
-        longer than a transaction. SQLite has one writer at a time anyway.
-        """
-        return identity_digest(claim_of(asked), self.scope)
+    def _lock_identity(self, connection: Connection, new: TokenRecord) -> TokenRecord | None:
+        parameters = {"identity": self._digests.identity(new)}
+        row = self._execute(connection, self._statements.lock_by_identity, parameters).first()
+        return None if row is None else self._secrets.decrypted(row)
 
     def _lock_holders(self, connection: Connection, record: TokenRecord) -> Sequence[Row[Any]]:
         """The rows that hold a token's refresh token, but for those of other users and clients."""
         statement = self._statements.lock_refresh_token(
             user=record.user_name is not None, client=record.client_id is not None
         )
-        parameters = digests_of(record, self.scope) | self._in_scope
+        parameters = self._digests.parameters(record) | self._in_scope
         return lock_rows_by_index(
             connection, statement, parameters, self.table, "refresh_digest"
         ).all()
@@ -596,7 +695,7 @@ class TokenOperations:
         Where there is none, MySQL would lock its place: other saves could not insert rows beside
         it, and so would often end in deadlocks.
         """
-        parameters = {"identity": self._identity(record)}
+        parameters = {"identity": self._digests.identity(record)}
         return self._execute(connection, self._statements.by_identity, parameters).first()
 
     def _lock_new_identity(
@@ -625,7 +724,7 @@ class TokenOperations:
             value = getattr(filters, field)
             if value is not None:
                 check_text(field, value)
-                parameters[DIGESTS[field]] = digest(field, value, self.scope)
+                parameters[DIGESTS[field]] = self._digests.parameter(field, value)
         if filters.expired is not None:
             parameters["now"] = int(time() * 1000)
         return parameters
@@ -638,10 +737,6 @@ class TokenOperations:
     ) -> CursorResult[Any]:
         return connection.execute(statement, {**(parameters or {}), **self._in_scope})
 
-    def _first(self, result: Any) -> TokenRecord | None:  # noqa: ANN401
-        row = result.first()
-        return None if row is None else self._secrets.decrypted(row)
-
     def _decrypted_or_error(self, row: Sequence[Any]) -> TokenRecord | UnreadableTokenError:
         try:
             return self._secrets.decrypted(row)
@@ -651,16 +746,13 @@ class TokenOperations:
     def _decrypted_in_scope(self, row: Row[Any]) -> TokenRecord | UnreadableTokenError:
         """The record of a row, if the row is this scope's: only then may it be re-encrypted."""
         record = self._decrypted_or_error(row[: len(RECORD_COLUMNS)])
-        if isinstance(record, TokenRecord) and self._identity(record) != row.identity:
+        if isinstance(record, TokenRecord) and not self._digests.is_identity(record, row.identity):
             return misplaced(record)
         return record
 
     def _values(self, record: TokenRecord) -> dict[str, object]:
         values: dict[str, object] = {name: getattr(record, name) for name in RECORD_COLUMNS}
-        return values | self._secrets.encrypted(record) | digests_of(record, self.scope)
-
-    def _identity(self, record: TokenRecord) -> str:
-        return identity_digest(identity_of(record), self.scope)
+        return values | self._secrets.encrypted(record) | self._digests.of(record)
 
 
 def scope_for(table: Table, given: Mapping[str, object] | None) -> Scope:

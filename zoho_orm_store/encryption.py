@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from functools import cache
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from zoho_orm_store._database.forks import notice_fork, tell_forked_children
 from zoho_orm_store._digests import hash_of
@@ -23,7 +24,7 @@ from zoho_orm_store.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
 
     from cryptography.fernet import Fernet
@@ -36,6 +37,7 @@ KEYS_VARIABLE = "ZOHO_ORM_STORE_KEYS"
 _RELOAD_AFTER = 1.0
 _REFRESH_AFTER = 60.0
 _ID_LENGTH = 12
+_FOR_DIGESTS = b"zoho_orm_store digests"
 _MAKE_ONE = "Make one with: zoho-orm-store keys generate"
 
 logger = logging.getLogger("zoho_orm_store")
@@ -50,6 +52,16 @@ class TokenCipher(Protocol):
 
     A store may call it from several threads at once. Whatever it raises becomes a `CipherError`
     that does not show the error's text.
+
+    Two things more are up to you:
+
+    - If `encrypt` and `decrypt` have a parameter ``context``, they are given the value's place as a
+      mapping of texts, for a key service to bind and to audit: ``column``, ``id``, ``user_name``,
+      ``client_id``, and the columns of the scope. What is unknown is left out.
+    - A method ``digest_keys()`` that returns keys for digests, by the id of the key: random
+      ``bytes``, 32 of them. It must have one for each key that may have encrypted a stored token.
+      Digests are then keyed; without it, they are plain SHA-256, which shows to somebody who has a
+      list of user names which of them are stored.
     """
 
     @property
@@ -119,7 +131,7 @@ class FernetCipher:
     def __init__(
         self, keys: Keys | Callable[[], Keys] | None = None, *, encrypts: bool = True
     ) -> None:
-        self._keys: dict[str, Fernet] = {}
+        self._keys: dict[str, _Key] = {}
         self._problem = ""
         self._encrypts = encrypts
         self._load = keys if callable(keys) else None
@@ -158,17 +170,26 @@ class FernetCipher:
 
     def encrypt(self, plaintext: bytes, key_id: str) -> str:
         """Encrypt under the key with an id; see `TokenCipher.encrypt`."""
-        return self._keys[key_id].encrypt(plaintext).decode()
+        return self._keys[key_id].fernet.encrypt(plaintext).decode()
 
     def decrypt(self, ciphertext: str, key_id: str) -> bytes | None:
         """Decrypt with the key that has an id; see `TokenCipher.decrypt`."""
-        fernet = self._keys.get(key_id) or self._reloaded_key(key_id)
+        key = self._keys.get(key_id) or self._reloaded_key(key_id)
         try:
-            return fernet.decrypt(ciphertext)
+            return key.fernet.decrypt(ciphertext)
         except _invalid_token():
             return None
 
-    def _reloaded_key(self, key_id: str) -> Fernet:
+    def digest_keys(self) -> Mapping[str, bytes]:
+        """Return keys for digests, derived from this cipher's, by the id of the key.
+
+        If the keys come from a function and are older than a minute, it is called again.
+        """
+        if monotonic() - self._asked_at > _REFRESH_AFTER:
+            self._look_for_a_new_key()
+        return {key_id: key.for_digests for key_id, key in self._keys.items()}
+
+    def _reloaded_key(self, key_id: str) -> _Key:
         """Reload the keys and return one; concurrent callers share one reload."""
         notice_fork()
         with self._lock:
@@ -230,9 +251,14 @@ def _invalid_token() -> type[Exception]:
     return InvalidToken
 
 
-def _parse_keys(given: object) -> tuple[dict[str, Fernet], str]:
+class _Key(NamedTuple):
+    fernet: Fernet
+    for_digests: bytes
+
+
+def _parse_keys(given: object) -> tuple[dict[str, _Key], str]:
     """The keys by their ids, in their order, or what is wrong with them."""
-    fernet, keys = _fernet(), {}
+    fernet, keys = _fernet(), dict[str, _Key]()
     if isinstance(given, bytes):
         given = given.decode("ascii", "replace")
     if isinstance(given, str):
@@ -246,7 +272,9 @@ def _parse_keys(given: object) -> tuple[dict[str, Fernet], str]:
             which = f"Key {number} of {len(texts)}" if len(texts) > 1 else "The key"
             problem = "is not a Fernet key of 44 characters of URL-safe base64"
             return {}, f"{which} {problem}. {_MAKE_ONE}"
-        keys[hash_of("key", key.hex())[:_ID_LENGTH]] = fernet(urlsafe_b64encode(key))
+        for_digests = hmac.digest(key, _FOR_DIGESTS, "sha256")
+        key_id = hash_of("key", key.hex())[:_ID_LENGTH]
+        keys[key_id] = _Key(fernet(urlsafe_b64encode(key)), for_digests)
     return keys, ""
 
 

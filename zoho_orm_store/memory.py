@@ -49,9 +49,7 @@ class MemoryTokenStore(TokenStoreAdapter):
         ConfigurationError: An argument is something else.
     """
 
-    def __init__(
-        self, *, missing_id: MissingId = "none", used_grants: UsedGrants = "find"
-    ) -> None:
+    def __init__(self, *, missing_id: MissingId = "none", used_grants: UsedGrants = "find") -> None:
         super().__init__(missing_id, used_grants)
         # Oldest first. Each change replaces the whole list, so that none is half done.
         self._records: list[TokenRecord] = []

@@ -65,6 +65,9 @@ class StoredTokenMixin:
     Set ``__tablename__`` on the class that uses it, and ``__table_args__`` as you like. Read the
     rows as you like, but write them only through a repository or a store, which keep the digest
     columns right.
+
+    If your base makes dataclasses, or with SQLModel, use a second base with the same metadata; the
+    page on provisioning in the documentation shows it.
     """
 
     if TYPE_CHECKING:
@@ -72,7 +75,7 @@ class StoredTokenMixin:
         __table__: ClassVar[FromClause]
 
     id: Mapped[str] = mapped_column(TokenId, primary_key=True, sort_order=-100)
-    user_name: Mapped[str | None] = mapped_column(short_text(512), sort_order=-99)
+    user_name: Mapped[str | None] = mapped_column(LongText, sort_order=-99)
     client_id: Mapped[str | None] = mapped_column(short_text(255), sort_order=-98)
     client_secret: Mapped[str | None] = mapped_column(LongText, sort_order=-97)
     refresh_token: Mapped[str | None] = mapped_column(LongText, sort_order=-96)
@@ -146,8 +149,8 @@ def _table_like(model: type[object], pattern: type[DeclarativeBase], mixin: str)
 class RefreshLeaseMixin:
     """The columns of the table that lets one worker refresh a token for all the others.
 
-    For any declarative ``Base``, with a ``__tablename__`` of your own. Only stores write its rows,
-    and each row lasts for seconds.
+    For any declarative ``Base``, with a ``__tablename__`` of your own. Only stores write its rows.
+    A row lasts for seconds; only if Zoho has refused a token for good, the row says so for 90 days.
     """
 
     key: Mapped[str] = mapped_column(Digest, primary_key=True, sort_order=-100)

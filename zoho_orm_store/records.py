@@ -56,6 +56,8 @@ FIELDS = {
 
 TEXTS = tuple(name for name, field in FIELDS.items() if field.max_length is not None)
 SECRETS = tuple(name for name, field in FIELDS.items() if field.is_secret)
+ENCRYPTED = ("user_name", *SECRETS)
+"""What a cipher encrypts: the secrets, and who has them."""
 DIGESTS = {name: field.digest for name, field in FIELDS.items() if field.digest is not None}
 
 _texts_of = attrgetter(*TEXTS)

@@ -73,9 +73,12 @@ class _Repository(Generic[S]):
         model: type[StoredTokenMixin] = StoredToken,
         scope: Mapping[str, object] | None = None,
         cipher: TokenCipher | None = None,
+        require_encryption: bool = False,
     ) -> None:
         self._model = model
-        self._operations = TokenOperations.of_model(model, scope, cipher)
+        self._operations = TokenOperations.of_model(
+            model, scope, cipher, require_encryption=require_encryption
+        )
         self._use(session)
 
     @classmethod
@@ -133,8 +136,10 @@ class TokenRepository(_Repository["Session | scoped_session[Any] | Connection"])
         model: The model whose table holds the tokens.
         scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``. Only
             rows with these values are found, listed, changed or deleted, and new rows get them.
-        cipher: Encrypts the secrets in the table; ``None`` stores plain text. Encrypted and plain
-            rows may stand side by side.
+        cipher: Encrypts the secrets and the user names in the table; ``None`` stores plain text.
+            Encrypted and plain rows may stand side by side.
+        require_encryption: Whether a secret in plain text is an error, because somebody without
+            the keys may have written it.
 
     Raises:
         ConfigurationError: The session is something else, the model lacks something, the scope
@@ -400,6 +405,7 @@ class AsyncTokenRepository(
         model: See `TokenRepository`.
         scope: See `TokenRepository`.
         cipher: See `TokenRepository`.
+        require_encryption: See `TokenRepository`.
 
     Raises:
         ConfigurationError: See `TokenRepository`.

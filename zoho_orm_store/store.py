@@ -83,8 +83,10 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         lease_model: The model whose table holds the refresh leases; ``None`` stands for
             `RefreshLease` with `StoredToken`. A model of your own comes with a lease model of your
             own, unless ``refresh`` is ``None``.
-        cipher: Encrypts the secrets in the table, such as a `FernetCipher`; ``None`` stores plain
-            text. Encrypted and plain rows may stand side by side.
+        cipher: Encrypts the secrets and the user names in the table, such as a `FernetCipher`;
+            ``None`` stores plain text. Encrypted and plain rows may stand side by side.
+        require_encryption: Whether a secret in plain text is an error, because somebody without
+            the keys may have written it. Set it once every token is encrypted.
         scope: Columns that the model adds, and their values, such as ``{"tenant_id": 7}``. The
             store finds, lists, changes and deletes only the rows with these values, and new rows
             get them. A Zoho user can then exist once per tenant. Or a function that returns such a
@@ -122,6 +124,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         model: type[StoredTokenMixin] = StoredToken,
         lease_model: type[RefreshLeaseMixin] | None = None,
         cipher: TokenCipher | None = None,
+        require_encryption: bool = False,
         scope: Scope | None = None,
         refresh: RefreshPolicy | None = RefreshPolicy(),
         create_schema: bool | None = None,
@@ -138,6 +141,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             raise ConfigurationError(f"refresh must be a RefreshPolicy or None, not {refresh!r}.")
         self._model = model
         self._cipher = cipher
+        self._require_encryption = require_encryption
         self._timeout = timeout
         self._use_scope(scope)
         if lease_model is None:
@@ -287,7 +291,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         try:
             settled = self._settle_found(operations, asked, None)
         except RefreshFailedError:  # Other callers could not exchange the grant token.
-            if self._forget_grants or stored.id is None or (found := self._get(stored.id)).record is None:
+            if self._forget_grants or stored.id is None:
+                raise
+            if (found := self._get(stored.id)).record is None:
                 raise
             self._seen(found.record)
             return found._replace(record=fallen_back(asked, found.record))
@@ -374,7 +380,11 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     def _use_scope(self, scope: Scope | None) -> None:
         """Resolve a scope once and for all, or prepare to ask a function for it at each call."""
         unscoped = TokenOperations.of_model(
-            self._model, None, self._cipher, forget_grants=self._forget_grants
+            self._model,
+            None,
+            self._cipher,
+            require_encryption=self._require_encryption,
+            forget_grants=self._forget_grants,
         )
         self._check, self._table = unscoped.check, unscoped.table
         self._operations: TokenOperations | None = None

@@ -47,9 +47,9 @@ __all__ = [
     "convert_old_storage",
     "creation_schema",
     "dependent_objects",
-    "empty_write_ahead_log",
     "equals_exactly",
     "equals_in_any_collation",
+    "erase_deleted_values",
     "has_row_locks",
     "insert_unless_present",
     "is_in_autocommit",
@@ -518,14 +518,27 @@ def overwriting_deleted_values(connection: Connection) -> Iterator[None]:
         connection.execute(text(f"PRAGMA secure_delete = {('OFF', 'ON', 'FAST')[before or 0]}"))
 
 
-def empty_write_ahead_log(connection: Connection) -> None:
-    """Write SQLite's write-ahead log into the file, and empty it.
+def erase_deleted_values(connection: Connection) -> None:
+    """Rewrite a SQLite file without its free space, and empty its logs.
 
-    A reader prevents that; then the log is emptied when the last connection is closed.
+    Whether SQLite overwrites what it deletes depends on how it was compiled. A reader keeps the
+    write-ahead log from being emptied; that then happens when the last connection is closed.
     """
-    if connection.dialect.name == "sqlite":
-        with suppress(exc.DBAPIError):
-            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+    if connection.dialect.name != "sqlite":
+        return
+    # Not through SQLAlchemy, whose transaction would not allow it.
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute("PRAGMA journal_size_limit")
+        (limit,) = cursor.fetchone() or (-1,)
+        cursor.execute("PRAGMA journal_size_limit = 0")
+        try:
+            cursor.execute("VACUUM")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            cursor.execute(f"PRAGMA journal_size_limit = {int(limit)}")
+    finally:
+        cursor.close()
 
 
 # -- Clocks and leases ----------------------------------------------------------------------------

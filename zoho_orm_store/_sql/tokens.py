@@ -1,11 +1,13 @@
 """The statements on a table of stored tokens, made once per table.
 
-Parameters for a column carry its name. The digest column of a field is its parameter too.
+Parameters for a column carry its name. The digest column of a field is its parameter too; with
+digests under several keys it is a list.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from enum import Enum, auto
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    not_,
     or_,
     select,
     type_coerce,
@@ -26,15 +29,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import NullType
 
+from zoho_orm_store._digests import KEYED
 from zoho_orm_store._matching import Lookup
 from zoho_orm_store._secrets import MARK, prefix_of
 from zoho_orm_store._sql.dialects import equals_exactly, equals_in_any_collation
-from zoho_orm_store.records import DIGESTS, FIELDS, SECRETS
+from zoho_orm_store.records import DIGESTS, ENCRYPTED, FIELDS, SECRETS
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Delete, Row, Select, Table, Update
 
-__all__ = ["RECORD_COLUMNS", "TokenStatements", "token_statements"]
+__all__ = ["RECORD_COLUMNS", "Rotation", "TokenStatements", "token_statements"]
 
 RECORD_COLUMNS = (*FIELDS, "created_at", "updated_at")
 """The columns of a `TokenRecord`, in the order of its fields."""
@@ -44,25 +48,36 @@ _FIRST_TIME = datetime.min
 
 
 @cache
-def token_statements(table: Table, scope_columns: tuple[str, ...]) -> TokenStatements:
+def token_statements(
+    table: Table, scope_columns: tuple[str, ...], *, keyed: bool
+) -> TokenStatements:
     """The statements for a table.
 
     Args:
         table: The table of a model made with `StoredTokenMixin`.
         scope_columns: The columns of a scope. Their values are the parameters ``scope_<column>``.
+        keyed: Whether digests may be under several keys.
     """
-    return TokenStatements(table, scope_columns)
+    return TokenStatements(table, scope_columns, keyed=keyed)
+
+
+class Rotation(Enum):
+    """Which rows are written anew."""
+
+    ENCRYPTED = auto()  # Those that are encrypted under another key than the present one.
+    ALL = auto()  # Those in plain text as well.
+    TO_PLAIN_TEXT = auto()  # Those that are encrypted.
 
 
 class TokenStatements:
     """The SQL for each operation on a table of stored tokens."""
 
-    def __init__(self, table: Table, scope_columns: tuple[str, ...]) -> None:
+    def __init__(self, table: Table, scope_columns: tuple[str, ...], *, keyed: bool) -> None:
         self._columns = columns = table.c
         self._table = table
+        self._keyed = keyed
         self._in_scope = [_has_value(columns[name], f"scope_{name}") for name in scope_columns]
         self._has_id = equals_exactly(columns.id, bindparam("row_id", type_=columns.id.type))
-        identity = columns.identity == bindparam("identity")
         selected = (_as_stored(columns[name]) for name in RECORD_COLUMNS)
         rows = select(*selected).where(*self._in_scope)
 
@@ -71,12 +86,18 @@ class TokenStatements:
         self.lock_by_id = self.by_id.add_columns(
             self._is_tied(), columns.identity
         ).with_for_update()
-        self.by_identity = rows.where(identity)
+        self.by_identity = rows.where(self._equals("identity"))
         self.lock_by_identity = self.by_identity.with_for_update()
         self.update = update(table).where(self._has_id, *self._in_scope)
         self.delete = delete(table).where(self._has_id, *self._in_scope)
         self.delete_all = delete(table).where(*self._in_scope)
         self.id_in_any_scope = select(columns.id).where(self._has_id)
+        self.next_digest = (
+            select(columns.identity, *(columns[name] for name in ENCRYPTED))
+            .where(columns.identity > bindparam("after"), *self._in_scope)
+            .order_by(columns.identity)
+            .limit(1)
+        )
         self.key_prefixes = select(
             *(func.substr(columns[name], 1, _KEY_PREFIX_LENGTH) for name in SECRETS)
         ).where(*self._in_scope)
@@ -114,9 +135,8 @@ class TokenStatements:
         conditions = [self._equals("refresh_digest")]
         if user:
             # MariaDB must not use the users' index, in which it would lock all rows without user.
-            stored_user = self._columns.user_digest
-            asked_user = bindparam("user_digest", type_=stored_user.type)
-            conditions.append(func.coalesce(stored_user, asked_user) == asked_user)
+            stored = func.coalesce(self._columns.user_digest, "")
+            conditions.append(or_(stored == "", self._equals("user_digest", stored)))
         if client:
             conditions.append(self._agrees("client_digest"))
         return self.rows.where(*conditions).with_for_update()
@@ -191,24 +211,29 @@ class TokenStatements:
         return delete(self._table).where(*self._in_scope, or_(*useless))
 
     @cache
-    def not_rotated(self, *, to_plain_text: bool) -> Select[Any]:
+    def not_rotated(self, rotation: Rotation) -> Select[Any]:
         """The rows to rotate, with their identity digest: those after ``after``, at most ``limit``.
 
-        Args:
-            to_plain_text: Those with an encrypted secret. Otherwise those with a secret that does
-                not begin with ``prefix``, which has the length ``length``.
+        Those whose values do not begin with ``prefix``, which has the length ``length``, or whose
+        digests do not begin with ``digest_prefix``, of the length ``digest_length``; in a rotation
+        to plain text, those with an encrypted value.
         """
         rows = self.rows.add_columns(self._columns.identity)
-        return self._next(rows.where(self._is_not_rotated(to_plain_text)))
+        return self._next(rows.where(self._is_not_rotated(rotation)))
 
     @cache
-    def count_not_rotated(self, *, to_plain_text: bool) -> Select[Any]:
+    def count_not_rotated(self, rotation: Rotation) -> Select[Any]:
         """The number of rows in `not_rotated`."""
-        return self._count(self._is_not_rotated(to_plain_text))
+        return self._count(self._is_not_rotated(rotation))
+
+    @property
+    def count_plain(self) -> Select[Any]:
+        """The number of rows with a secret in plain text."""
+        return self._count(self._has_plain_secret)
 
     @cache
     def rotate(self, *, compare_time: bool) -> Update:
-        """Write the secrets of the row ``row_id``, unless it was changed since it was read.
+        """Write what is encrypted of the row ``row_id``, unless it was changed since it was read.
 
         Args:
             compare_time: Whether to compare ``updated_at`` as well: MySQL ignores trailing blanks
@@ -230,8 +255,11 @@ class TokenStatements:
     def _is_expired(self) -> ColumnElement[bool]:
         return self._columns.expiry_time <= bindparam("now")
 
-    def _equals(self, column: str) -> ColumnElement[bool]:
-        return self._columns[column] == bindparam(column)
+    def _equals(self, column: str, stored: ColumnElement[Any] | None = None) -> ColumnElement[bool]:
+        """Whether a digest is the asked one, or one of those under several keys."""
+        stored = self._columns[column] if stored is None else stored
+        asked = bindparam(column, type_=self._columns[column].type, expanding=self._keyed)
+        return stored.in_(asked) if self._keyed else stored == asked
 
     def _agrees(self, digest_column: str) -> ColumnElement[bool]:
         return or_(self._columns[digest_column].is_(None), self._equals(digest_column))
@@ -255,25 +283,37 @@ class TokenStatements:
             conditions.append(or_(self._columns.expiry_time.is_(None), ~self._is_expired))
         return conditions
 
-    def _is_not_rotated(self, to_plain_text: bool) -> ColumnElement[bool]:
-        secrets = [self._columns[name] for name in SECRETS]
-        if to_plain_text:
-            literal = prefix_of("")
-            return or_(
-                *(
-                    and_(
-                        func.substr(each, 1, len(MARK)) == MARK,
-                        func.substr(each, 1, len(literal)) != literal,
-                    )
-                    for each in secrets
-                )
-            )
+    def _is_not_rotated(self, rotation: Rotation) -> ColumnElement[bool]:
+        columns = self._columns
+        if rotation is Rotation.TO_PLAIN_TEXT:
+            is_keyed = func.substr(columns.identity, 1, len(KEYED)) == KEYED
+            return or_(is_keyed, *(_is_encrypted(columns[name]) for name in ENCRYPTED))
+        conditions = [
+            func.substr(columns[name], 1, bindparam("length"))
+            != bindparam("prefix", type_=columns[name].type)
+            for name in ENCRYPTED
+        ]
+        if self._keyed:
+            begins = func.substr(columns.identity, 1, bindparam("digest_length"))
+            asked = bindparam("digest_prefix", type_=columns.identity.type)
+            conditions.append(begins != asked)
+        is_old = or_(*conditions)
+        return is_old if rotation is Rotation.ALL else and_(is_old, not_(self._has_plain_secret))
+
+    @property
+    def _has_plain_secret(self) -> ColumnElement[bool]:
+        secrets = (self._columns[name] for name in SECRETS)
         return or_(
-            *(
-                func.substr(each, 1, bindparam("length")) != bindparam("prefix", type_=each.type)
-                for each in secrets
-            )
+            *(and_(func.coalesce(each, "") != "", not_(_is_encrypted(each))) for each in secrets)
         )
+
+
+def _is_encrypted(column: ColumnElement[Any]) -> ColumnElement[bool]:
+    literal = prefix_of("")
+    return and_(
+        func.substr(column, 1, len(MARK)) == MARK,
+        func.substr(column, 1, len(literal)) != literal,
+    )
 
 
 def _as_stored(column: ColumnElement[Any]) -> ColumnElement[Any]:
