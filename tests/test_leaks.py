@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sdk_process
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from conftest import on_sqlite
+from billiard.exceptions import SoftTimeLimitExceeded
+from conftest import empty, on_sqlite
 from databases import SERVERS, fresh_database
 from leaks import found_in, logs_kept, texts_of
 from rich.pretty import pretty_repr
@@ -23,6 +25,9 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from test_signals import raised_by_a_signal
+from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
+from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
 from zoho_orm_store import (
     AsyncTokenRepository,
@@ -38,6 +43,7 @@ from zoho_orm_store import (
 )
 from zoho_orm_store._sdk.conversion import SDKException
 from zoho_orm_store.encryption import generate_key
+from zoho_orm_store.testing import LoopbackZoho
 from zoho_orm_store.transfer import (
     FILE_HEADER,
     SDK_COLUMNS,
@@ -71,6 +77,9 @@ WAIT_A_SECOND = {
 
 ADDRESSES = []
 """Where no local variable of a test shows them."""
+
+ISSUED = []
+"""The same for what the stand-in for Zoho has issued."""
 
 SPOILED = (
     lambda secret: secret * 500,
@@ -158,8 +167,10 @@ def application_engine(url):
     """An engine of the application's, which shows parameters in its errors."""
     engine = create_engine(url, connect_args=WAIT_A_SECOND.get(url.get_backend_name(), {}))
     assert not engine.hide_parameters
-    yield engine
-    engine.dispose()
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @contextmanager
@@ -589,6 +600,125 @@ def test_the_logs_of_a_life_show_no_secret(database):
         store.get_tokens()
         store.delete_token("1")
     assert found_in(logs, SECRETS) == []
+
+
+@contextmanager
+def same_user_being_saved(url):
+    """Let another first save of the user wait with its values in hand."""
+    with application_engine(url) as engine, engine.connect() as connection:
+        TokenRepository(connection).save(record(id="1"))
+        yield
+
+
+class TestInterrupted:
+    """What passes through a call, plain text in hand, shows no more than what is raised in it."""
+
+    @pytest.mark.parametrize("name", SERVERS)
+    def test_an_async_save_that_is_cancelled(self, name, provisioned):
+        url = provisioned(name)
+        empty(url)
+        driver = {"postgresql": "postgresql+asyncpg"}.get(name, "mysql+asyncmy")
+
+        async def cancel_a_save():
+            engine = create_async_engine(url.set(drivername=driver))
+            try:
+                with same_user_being_saved(url):
+                    async with AsyncSession(engine) as session:
+                        saving = AsyncTokenRepository(session).save(record(id="2"))
+                        await asyncio.wait_for(saving, 0.3)
+            finally:
+                await engine.dispose()
+
+        with pytest.raises(asyncio.TimeoutError) as raised:
+            asyncio.run(cancel_a_save())
+        assert found_in(texts_of(raised.value), SECRETS) == []
+
+    @pytest.mark.parametrize("interruption", [SoftTimeLimitExceeded, KeyboardInterrupt])
+    @pytest.mark.parametrize("name", SERVERS)
+    def test_a_save_that_a_signal_ends(self, name, provisioned, interruption):
+        url = provisioned(name)
+        empty(url)
+        with SQLAlchemyTokenStore(url, timeout=20) as store:
+            error = interruption("too long")
+            interrupted = raised_by_a_signal(error, 0.2)
+            with pytest.raises(interruption) as raised, same_user_being_saved(url), interrupted:
+                store.save_token(token(id="2"))
+        assert raised.value is error
+        assert found_in(texts_of(error), SECRETS) == []
+        if name != "postgresql":  # psycopg removes all frames from some exceptions itself.
+            assert raised.traceback[-1].name == "handle", "the application's own frames are kept"
+
+    def test_a_transaction_that_the_application_ends(self, database):
+        class ApplicationError(Exception):
+            pass
+
+        def end():
+            raise ApplicationError
+
+        engine = create_engine(database)
+
+        @event.listens_for(engine, "after_cursor_execute")
+        def fail(connection, cursor, statement, *_):
+            if statement.startswith(("INSERT", "UPDATE")):
+                end()
+
+        with pytest.raises(ApplicationError) as raised, SQLAlchemyTokenStore(engine) as store:
+            store.save_token(token(id="1"))
+        *ours, listener, last = raised.traceback  # The listener was given the values.
+        assert (listener.name, last.name) == ("fail", "end")
+        modules = {each.frame.f_globals["__name__"].partition(".")[0] for each in ours}
+        assert modules == {__name__, "zoho_orm_store"}
+        engine.dispose()
+
+
+@on_sqlite
+@pytest.mark.parametrize("answer", ["refused", "none", "interrupted"])
+def test_a_refresh_that_fails_shows_no_secret(database, answer, monkeypatch, tmp_path):
+    """The commonest failure of all; the SDK's own frames hold what it sends."""
+    monkeypatch.setattr(Initializer, "initializer", None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(url, data=None, **_):
+        raise Interrupted
+
+    with LoopbackZoho() as zoho, SQLAlchemyTokenStore(database) as store:
+        ISSUED[:] = [zoho.client_secret, zoho.issue_refresh_token()]
+        asked = OAuthToken(
+            client_id=zoho.client_id, client_secret=ISSUED[0], refresh_token=ISSUED[1]
+        )
+        if answer == "refused":
+            zoho.revoke(ISSUED[1])
+        elif answer == "none":
+            zoho.close()
+        else:
+            monkeypatch.setattr("requests.post", interrupt)
+        expected = Interrupted if answer == "interrupted" else SDKException
+        store.initialize_sdk(zoho.environment(), resource_path=str(tmp_path))
+        with pytest.raises(expected) as raised, store.acting_as(asked):
+            sdk_process.whoami()
+    Initializer.LOCAL.init = None
+    found = found_in(texts_of(raised.value), tuple(ISSUED))
+    assert found == []
+
+
+@pytest.mark.parametrize("way", ["echo", "debug", "levels"])
+def test_sqlalchemys_logs_show_no_secret_of_a_stores_own_engine(database, way, capsys):
+    options = {"echo": {"echo": True}, "debug": {"echo": "debug"}, "levels": None}[way]
+    opened = SQLAlchemyTokenStore(database, engine_options=options)
+    with logs_kept("sqlalchemy") as logs, opened as store:
+        store.save_token(token(id="1"))
+        store.save_token(token(id="1", access_token=f"{ACCESS}2"))
+        store.find_token(token(refresh_token=REFRESH))
+        assert store.find_token_by_id("1").get_refresh_token() == REFRESH
+        assert len(store.get_tokens()) == 1
+        with store.transaction() as tokens:
+            assert tokens.list()
+    shown = [*logs, *capsys.readouterr()]
+    assert any("SELECT" in each for each in shown), "the search itself must see statements"
+    assert found_in(shown, SECRETS) == []
 
 
 class TestTheSearchItself:

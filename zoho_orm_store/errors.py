@@ -7,10 +7,11 @@ them ever carries a secret.
 from __future__ import annotations
 
 from functools import partial, wraps
+from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
 
     from zoho_orm_store.records import TokenRecord
 
@@ -30,7 +31,9 @@ __all__ = [
     "UserMismatchError",
     "ZohoOrmStoreError",
     "boundary",
+    "errors_behind",
     "without_frames",
+    "without_frames_of",
 ]
 
 P = ParamSpec("P")
@@ -156,8 +159,59 @@ def without_frames(error: E) -> E:
     return error.with_traceback(None)
 
 
+def without_frames_of(error: E, packages: Collection[str]) -> E:
+    """Remove the frames of some packages from an error that is the application's.
+
+    It keeps the frames of the application's own code, and of the standard library. Errors of the
+    packages that stand behind it are removed, because their texts may hold a row.
+
+    Args:
+        error: The error, such as what a signal handler or a cancellation has raised.
+        packages: The names of top-level packages.
+    """
+
+    def is_inside(module: str) -> bool:
+        # Alembic loads our revisions as modules with names of their own.
+        return module.partition(".")[0] in packages or module.startswith("zoho_orm_store")
+
+    for each in errors_behind(error):
+        each.__traceback__ = _filtered(each.__traceback__, is_inside)
+        if each.__cause__ is not None and is_inside(type(each.__cause__).__module__):
+            each.__cause__ = None
+        if each.__context__ is not None and is_inside(type(each.__context__).__module__):
+            each.__context__ = None
+    return error
+
+
+def errors_behind(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause and context, and theirs, each once."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__]
+
+
+def _filtered(
+    traceback: TracebackType | None, is_inside: Callable[[str], bool]
+) -> TracebackType | None:
+    kept = []
+    while traceback is not None:
+        if not is_inside(traceback.tb_frame.f_globals.get("__name__", "")):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    result = None
+    for each in reversed(kept):
+        result = TracebackType(result, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return result
+
+
 def boundary(
     translate: Callable[[Exception], BaseException | None],
+    inside: Collection[str] = frozenset({"zoho_orm_store"}),
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Make a decorator for the functions that users call.
 
@@ -165,7 +219,8 @@ def boundary(
 
     Args:
         translate: Turns an error into the one to raise. It returns ``None`` for an error that is
-            not this package's concern, which is raised unchanged.
+            not this package's concern, which goes on, without the frames inside.
+        inside: The packages whose frames may show secrets.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -173,12 +228,14 @@ def boundary(
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return function(*args, **kwargs)
-            except Exception as error:
-                failure = translate(error)
+            except BaseException as error:  # noqa: BLE001 - it goes on
+                failure = translate(error) if isinstance(error, Exception) else None
                 if failure is None:
-                    raise
+                    failure = without_frames_of(error, inside)
+                else:
+                    without_frames(failure)
             del args, kwargs
-            raise without_frames(failure)
+            raise failure
 
         return call
 

@@ -7,6 +7,7 @@ behind writers that wait for locks.
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,6 +55,9 @@ _POOL_CLASSES = frozenset({"poolclass", "pool"})
 _POOL_OPTIONS = _POOL_CLASSES | {"pool_size", "max_overflow"}
 
 _LONGEST_CONNECT = 10.0
+
+_LOGGING_NAME = "zoho_orm_store"
+"""What follows ``sqlalchemy.engine.Engine.`` in the name of our engines' logger."""
 
 _inherited: list[object] = []
 """Pools of a parent process. Finalizing one in a child would close the parent's connections."""
@@ -178,16 +182,17 @@ def _made_for(
         if url.get_backend_name() == "sqlite":
             if pooler:
                 raise ConfigurationError("pooler=True is for a server, not for SQLite.")
-            engine = make(url, **options)
+            engine = _without_rows_in_logs(make(url, **options))
             event.listen(synchronous(engine), "do_connect", _make_private)
             reconnect_when_replaced(synchronous(engine))
             return Engines(engine, engine, owned=True)
         # Our transactions always end with COMMIT or ROLLBACK: a reset would only cost a round trip.
         writing = make(url, **{"pool_reset_on_return": None} | options | _kept_small(given))
+        _without_rows_in_logs(writing)
         in_autocommit = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
         if pooler and prepares_statements_in_two_steps(driver):
             in_autocommit = {}
-        reading = make(url, **in_autocommit | options)
+        reading = _without_rows_in_logs(make(url, **in_autocommit | options))
         engines = Engines(reading, writing, owned=True)
         return engines if dialect.is_async else _limited(engines, driver, options)
     except exc.NoSuchModuleError:
@@ -209,6 +214,22 @@ def _made_for(
             "The database URL cannot be used: an option after its question mark has a value of "
             f"the wrong kind for the driver {dialect.driver}."
         ) from None
+
+
+class _NoRows(logging.Filter):
+    """Drops the rows that SQLAlchemy logs at DEBUG, whatever ``hide_parameters`` says."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "Row %r"
+
+
+_no_rows = _NoRows()
+
+
+def _without_rows_in_logs(engine: E) -> E:
+    logger: Any = synchronous(engine).logger
+    getattr(logger, "logger", logger).addFilter(_no_rows)
+    return engine
 
 
 def _kept_small(given: Mapping[str, Any]) -> dict[str, int]:
@@ -246,7 +267,7 @@ def _options(
 ) -> dict[str, Any]:
     limit = _LONGEST_CONNECT if timeout is None else timeout
     arguments = connect_args(url, driver, limit, pooler=pooler)
-    options: dict[str, Any] = {"hide_parameters": True}
+    options: dict[str, Any] = {"hide_parameters": True, "logging_name": _LOGGING_NAME}
     if not _POOL_CLASSES & given.keys():
         options |= {"pool_size": _CONNECTIONS, "max_overflow": 0, "pool_timeout": limit}
     if is_memory(url):

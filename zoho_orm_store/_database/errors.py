@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import exc
 
 from zoho_orm_store._database.drivers import redacted_url
-from zoho_orm_store._database.origin import interruption_in, is_driver_error, is_raised_elsewhere
+from zoho_orm_store._database.origin import (
+    DATABASE_SIDE,
+    interruption_in,
+    is_driver_error,
+    is_raised_elsewhere,
+)
 from zoho_orm_store._schema import missing_privilege, missing_tables
 from zoho_orm_store.errors import (
     DatabaseError,
@@ -145,7 +150,7 @@ def translate(error: BaseException, url: URL | None = None) -> BaseException | N
     return _translate_any(error)
 
 
-our_errors = boundary(translate)
+our_errors = boundary(translate, DATABASE_SIDE)
 """The boundary of a public function that works on a database."""
 
 

@@ -16,10 +16,12 @@ from zoho_orm_store.errors import ZohoOrmStoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["interruption_in", "is_driver_error", "is_raised_elsewhere"]
+__all__ = ["DATABASE_SIDE", "interruption_in", "is_driver_error", "is_raised_elsewhere"]
 
 _DRIVERS = frozenset({*EXTRAS, "psycopg_binary", "psycopg_c", "mysql", "mariadb", "aiosqlite"})
-_OURS = frozenset({"zoho_orm_store", "sqlalchemy", "alembic", *_DRIVERS})
+DATABASE_SIDE = frozenset({"zoho_orm_store", "sqlalchemy", "alembic", *_DRIVERS})
+"""The packages that work for a call, in whose frames a traceback may show secrets."""
+
 _THEIR_FOUNDATION = frozenset({*sys.stdlib_module_names, "greenlet", "gevent", "cryptography"})
 
 
@@ -39,7 +41,7 @@ def is_raised_elsewhere(error: BaseException) -> bool:
         return False
     modules = [*_modules(error)]
     ends = {_root(type(error).__module__), *modules[-1:]}
-    return not ends <= _OURS | _THEIR_FOUNDATION
+    return not ends <= DATABASE_SIDE | _THEIR_FOUNDATION
 
 
 def interruption_in(error: BaseException | None) -> BaseException | None:
@@ -66,7 +68,7 @@ def _was_caught_by_us(error: BaseException) -> bool:
 
     It does not if the application was handling the exception already when it called us.
     """
-    return next(_modules(error), None) in _OURS
+    return next(_modules(error), None) in DATABASE_SIDE
 
 
 def _modules(error: BaseException) -> Iterator[str]:

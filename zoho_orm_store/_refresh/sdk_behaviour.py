@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from zoho_orm_store.errors import errors_behind
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -89,10 +91,14 @@ def watch_request(
         except BaseException as error:
             refused = method == _REFRESH and _is_final_refusal(error)
             live = None if on_failure is None else on_failure(refused=refused)
-            if not isinstance(error, Exception):
-                raise
-            if live is None and not (fall_back and fall_back(*args)):
-                raise
+            goes_on = isinstance(error, Exception) and (
+                live is not None or (fall_back is not None and fall_back(*args))
+            )
+            if not goes_on:
+                # The SDK's frames show the refresh token and the client's secret.
+                for each in errors_behind(error):
+                    each.__traceback__ = None
+                raise error
         if live is not None:
             token.set_access_token(live.access_token)
             token.set_expires_in(str(live.expiry_time))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
+from zoho_orm_store._database.origin import DATABASE_SIDE
 from zoho_orm_store._matching import fallen_back
 from zoho_orm_store._refresh.coordinator import Settled
 from zoho_orm_store._refresh.sdk_behaviour import needs_refresh, watch_request
@@ -22,7 +23,12 @@ from zoho_orm_store._sdk.conversion import (
     store_exception,
     token_from,
 )
-from zoho_orm_store.errors import ConfigurationError, ZohoOrmStoreError, without_frames
+from zoho_orm_store.errors import (
+    ConfigurationError,
+    ZohoOrmStoreError,
+    without_frames,
+    without_frames_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,6 +61,9 @@ def _for_the_sdk(
             return method(self, *args, **kwargs)
         except ZohoOrmStoreError as error:
             cause = without_frames(error)
+        except BaseException as error:  # noqa: BLE001 - it goes on
+            del args, kwargs
+            raise without_frames_of(error, DATABASE_SIDE)  # noqa: B904 - it is the same one
         del args, kwargs
         raise store_exception(type(self).__name__, method.__name__, cause) from cause
 
