@@ -16,6 +16,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from zoho_orm_store._cache import tell_changed
 from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._digests import KEYED, PREFIX_LENGTH, UNSCOPED, Digests, Scope
 from zoho_orm_store._matching import (
@@ -339,7 +340,9 @@ class TokenOperations:
             return False
         limit_lock_wait(connection)
         parameters = {"row_id": id, "expiry_time": int(time() * 1000) - 1}
-        return self._execute(connection, self._statements.update, parameters).rowcount > 0
+        done = self._execute(connection, self._statements.update, parameters)
+        tell_changed(self.table, id)
+        return done.rowcount > 0
 
     def delete(self, connection: Connection, id: str) -> bool:  # noqa: A002
         """Delete the row with an id, and return whether there was one."""
@@ -347,12 +350,16 @@ class TokenOperations:
         if not is_storable("id", id):
             return False
         limit_lock_wait(connection)
-        return self._execute(connection, self._statements.delete, {"row_id": id}).rowcount > 0
+        done = self._execute(connection, self._statements.delete, {"row_id": id})
+        tell_changed(self.table, id)
+        return done.rowcount > 0
 
     def delete_all(self, connection: Connection) -> int:
         """Delete every row in one statement, and return their number."""
         limit_lock_wait(connection)
-        return self._execute(connection, self._statements.delete_all).rowcount
+        done = self._execute(connection, self._statements.delete_all)
+        tell_changed(self.table)
+        return done.rowcount
 
     def purge(self, connection: Connection, idle: timedelta | None, stranded: bool) -> int:
         """Delete tokens that are of no more use in one statement, and return their number.
@@ -369,7 +376,9 @@ class TokenOperations:
             parameters["saved_before"] = utc_now() - idle
         statement = self._statements.purge(idle=idle is not None, stranded=stranded)
         limit_lock_wait(connection)
-        return self._execute(connection, statement, parameters).rowcount
+        done = self._execute(connection, statement, parameters)
+        tell_changed(self.table)
+        return done.rowcount
 
     # -- Rotating keys ----------------------------------------------------------------------------
 
@@ -685,6 +694,8 @@ class TokenOperations:
         values = self._values(saved) | dict(own) | {"row_id": saved.id}
         for id_ in absorbed:
             self._execute(connection, self._statements.delete, {"row_id": id_})
+            tell_changed(self.table, id_)
+        tell_changed(self.table, saved.id)
         if self._execute(connection, self._statements.update, values).rowcount == 0:
             raise _changed_meanwhile()
         return saved

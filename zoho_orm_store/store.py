@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from time import monotonic
+from math import inf
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from sqlalchemy import URL
 from typing_extensions import TypeVarTuple, Unpack
 
+from zoho_orm_store._cache import TokenCache
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._database.drivers import redacted_url
 from zoho_orm_store._database.errors import our_errors
@@ -18,6 +20,7 @@ from zoho_orm_store._database.forks import notice_fork, tell_forked_children
 from zoho_orm_store._matching import fallen_back, filled, is_new_login
 from zoho_orm_store._refresh.coordinator import RefreshCoordinator, Settled
 from zoho_orm_store._refresh.leases import DatabaseLeases
+from zoho_orm_store._refresh.sdk_behaviour import SLACK, needs_refresh
 from zoho_orm_store._sdk.adapter import TokenStoreAdapter
 from zoho_orm_store._sdk.conversion import token_from
 from zoho_orm_store._tokens import TokenOperations, scope_for
@@ -106,6 +109,9 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             caller's refresh has a limit of its own. If the server stops answering in the middle
             of a statement, a synchronous ``Engine`` of your own waits until its driver's own
             timeout.
+        cache_ttl: Seconds for which `find_token_by_id` may answer from memory; 0 never does. What
+            this process changes is seen at once, what others change after this time at the
+            latest: a token that was deleted centrally may be used for so much longer.
         pooler: For a URL: whether PgBouncer, Supabase, Neon, RDS Proxy or another pooler in
             transaction mode stands before the server. Drivers other than asyncpg do not need it.
         engine_options: For a URL: keyword arguments for SQLAlchemy's ``create_engine``, which
@@ -131,6 +137,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         missing_id: MissingId = "none",
         used_grants: UsedGrants = "find",
         timeout: float = 30.0,
+        cache_ttl: float = 0.0,
         pooler: bool = False,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -139,6 +146,10 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout}.")
         if not isinstance(refresh, RefreshPolicy | None):
             raise ConfigurationError(f"refresh must be a RefreshPolicy or None, not {refresh!r}.")
+        if not 0 <= cache_ttl < inf:
+            raise ConfigurationError(
+                f"cache_ttl must be a number of seconds, 0 or more, not {cache_ttl!r}."
+            )
         self._model = model
         self._cipher = cipher
         self._require_encryption = require_encryption
@@ -153,6 +164,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
                 )
             lease_model = RefreshLease
         table = lease_table(lease_model)
+        self._cache = TokenCache(self._table, cache_ttl) if cache_ttl else None
         self._database = open_database(
             bind, timeout=timeout, pooler=pooler, engine_options=engine_options
         )
@@ -270,12 +282,25 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
 
     def _get(self, id_: str) -> Settled:
         operations = self._operations or self._operations_in_scope()
+        cache, coordinator = self._cache, self._coordinator
+        if cache is not None:
+            found = cache.get(operations.scope, id_)
+            if found is not None and self._is_settled(found):
+                return Settled(found)
+            read_at = monotonic()
         found = self._run(self._database.read, operations.get, id_)
-        coordinator = self._coordinator
         if coordinator is None or found is None or coordinator.is_settled(found):
+            if cache is not None and found is not None:
+                cache.keep(operations.scope, found, read_at)
             return Settled(found)
         look_again = partial(self._database.read, operations.get, id_)
         return coordinator.settle(found, None, look_again, operations.scope.parts)
+
+    def _is_settled(self, found: TokenRecord) -> bool:
+        """Whether a token from memory may be used without a look at the database."""
+        if self._coordinator is None:
+            return not needs_refresh(found, time() + SLACK)
+        return self._coordinator.is_settled(found)
 
     def _find(self, asked: TokenRecord) -> Settled:
         operations = self._operations_in_scope()

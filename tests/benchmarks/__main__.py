@@ -23,6 +23,7 @@ from sdk_processes import stop_processes
 BENCHMARKS = {
     "lookup": (budgets.sqlite_lookup, ()),
     "encrypted": (budgets.encrypted, ()),
+    "cached": (budgets.cached, ()),
     "coordinated": (budgets.coordinated, ()),
     "herd": (budgets.herd, ("postgresql", "mariadb")),
     "ahead": (budgets.ahead, ("postgresql", "mariadb")),
