@@ -14,7 +14,7 @@ def rotate(url: str, killed_at: str) -> None:
         if done >= int(killed_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rotate_keys(url, FernetCipher(), on_progress=on_progress)
+    rotate_keys(url, FernetCipher(), encrypt_plain_text=True, on_progress=on_progress)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class TestDowngrade:
     def test_it_stops_at_a_revision(self, run, url):
         provision.upgrade(url)
         assert run("downgrade", "--url", url, "--revision", "-1", "--yes").exit_code == 0
-        assert provision.current(url) == "zoho_orm_store_0001"
+        assert provision.current(url) == "zoho_orm_store_0002"
 
 
 class TestCurrentAndCheck:

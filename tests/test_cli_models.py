@@ -176,7 +176,7 @@ class TestOwnModel:
 
     def test_keys(self, run, stored):
         tenant = {"env": {"ZOHO_ORM_STORE_KEYS": generate_key()}}
-        assert "Tokens changed: 1" in run("keys", "rotate", *MODEL, *TENANT, **tenant).stdout
+        assert "Tokens changed: 1" in run("encrypt", "--yes", *MODEL, *TENANT, **tenant).stdout
         counted = run("keys", "status", "--json", *MODEL, *TENANT, **tenant)
         lines = [json.loads(line) for line in counted.stdout.splitlines()]
         assert [(each["what"][:3], each["tokens"]) for each in lines] == [("key", 1), ("pla", 0)]

@@ -369,7 +369,7 @@ class TestDoctor:
     @on_sqlite
     def test_a_cipher_and_plain_text(self, run, stored):
         result = run("doctor", env={"ZOHO_ORM_STORE_KEYS": generate_key()})
-        assert "keys rotate" in result.stdout.splitlines()[-1]
+        assert "zoho-orm-store encrypt" in result.stdout.splitlines()[-1]
         assert "stored as plain text" not in result.stdout
 
     def test_what_is_wrong_and_what_to_do(self, tmp_path, monkeypatch):

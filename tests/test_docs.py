@@ -57,6 +57,11 @@ LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 FILE = re.compile(r"`(?P<name>[\w./-]+\.(?:py|md|toml|yml|txt\.mako)|[\w.-]+/[\w./-]*)`")
 READERS_OWN = {"env.py"}
 """Files of the readers' own projects."""
+READERS_OWN_NAMES = {"Base", "INSTALLED_APPS"}
+"""What a reader's own file already has, to which a block is added."""
+SECRET_IN_URL = re.compile(
+    r"\w://[^\s/:@]+:[^\s/@]+@|[?&](?:\w*token|code|\w*secret|\w*password|\w*key)="
+)
 COMMAND = re.compile(r"zoho-orm-store(?P<arguments>(?: +[\w-][^\s`'\"]*)+)")
 
 
@@ -123,6 +128,29 @@ def test_no_block_is_left_out(page):
     fences = re.findall(r"^ *(?:`{3,}|~{3,})", text, re.MULTILINE)
     assert len(fences) == 2 * len([block for block in blocks if block["hidden"] is None])
     assert text.count("<!-- python") == len([b for b in blocks if b["hidden"] is not None])
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=name_of)
+def test_what_a_block_uses_is_on_the_page_for_its_readers(page):
+    """In the block or in one before it, and not in a comment."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [b for b in FENCE.finditer(text) if (b["language"] or "").strip() == "python"]
+    shown = "\n".join(dedent(block["code"]) for block in blocks)
+    ruff = (sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "-")
+    done = subprocess.run(ruff, input=shown, capture_output=True, encoding="utf-8")
+    undefined = set(re.findall(r"Undefined name `(\w+)`", done.stdout))
+    assert undefined <= READERS_OWN_NAMES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_url_has_a_secret(page):
+    text = re.sub(r"^<!-- python\n.*?^-->", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert SECRET_IN_URL.search(text) is None
+
+
+def test_the_wheel_that_is_to_be_installed_has_this_version():
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    assert f"dist/zoho_orm_store-{zoho_orm_store.__version__}-py3-none-any.whl" in page
 
 
 def prose_of(page: Path) -> str:

@@ -140,7 +140,7 @@ def repository_uses(repository, **other):
 
 
 def rotate(bind, cipher):
-    for error in rotate_keys(bind, cipher).undecryptable:
+    for error in rotate_keys(bind, cipher, encrypt_plain_text=True).undecryptable:
         raise error
 
 

@@ -253,7 +253,7 @@ class TestTenants:
         seven.save_token(make_token(id="1", **FULL))
         seven.scoped(tenant_id=8).save_token(make_token(id="2", **FULL))
         only_decrypts = FernetCipher(key, encrypts=False)
-        assert rotate_keys(engine, only_decrypts, **options) == (1, 0, ())
+        assert rotate_keys(engine, only_decrypts, **options) == (1, 0, (), 1)
         assert known(seven.find_token_by_id("1")) == known(make_token(**FULL))
         with engine.begin() as connection:
             connection.execute(ZohoToken.__table__.update().values(tenant_id=9))
@@ -270,7 +270,8 @@ class TestTenants:
             with engine.begin() as connection:
                 connection.execute(ZohoToken.__table__.update().values(tenant_id=8))
         cipher = FernetCipher(generate_key())
-        summary = rotate_keys(engine, cipher, model=ZohoToken, scope=scope)
+        options = {"model": ZohoToken, "scope": scope, "encrypt_plain_text": True}
+        summary = rotate_keys(engine, cipher, **options)
         assert (summary.rotated, summary.left) == (0, 1)
         [error] = summary.undecryptable
         assert error.id == "1"

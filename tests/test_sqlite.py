@@ -167,7 +167,7 @@ class TestARowThatAnotherProgramWrote:
     def test_is_left_alone_by_a_rotation_of_keys(self, url, change, query, column, value):
         change(column, value)
         before = query("SELECT * FROM oauthtoken WHERE id = '2'")
-        summary = rotate_keys(url, CIPHER)
+        summary = rotate_keys(url, CIPHER, encrypt_plain_text=True)
         assert (summary.rotated, summary.left) == (2, 1)
         assert [error.id for error in summary.undecryptable] == ["2"]
         assert query("SELECT * FROM oauthtoken WHERE id = '2'") == before

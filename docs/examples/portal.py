@@ -3,7 +3,7 @@
 The callback hands the grant code to the SDK, which exchanges it and saves the token in the store.
 The browser's session holds nothing but the token's id. Try it without an account at Zoho:
 
-    pip install 'zoho-orm-store[sdk]' fastapi itsdangerous python-multipart uvicorn
+    pip install '/path/to/clone[sdk]' fastapi itsdangerous python-multipart uvicorn
     python portal.py
 """
 

@@ -37,7 +37,11 @@ EXACT: dict[str, Any] = {"charset": "utf8mb4", "collation": "utf8mb4_bin"}
 SHORT: Any = sa.String(512).with_variant(mysql.VARCHAR(512, **EXACT), *MYSQL_FAMILY)
 LONG: Any = sa.Text().with_variant(mysql.TEXT(**EXACT), *MYSQL_FAMILY)
 
-rows = sa.table(TABLE, *(sa.column(name, sa.String) for name in (COLUMN, "identity", *SECRETS)))
+rows = sa.Table(
+    TABLE,
+    sa.MetaData(),
+    *(sa.Column(name, sa.String) for name in (COLUMN, "identity", *SECRETS)),
+)
 
 
 @revision_step
