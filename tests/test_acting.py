@@ -176,3 +176,16 @@ def test_each_token_is_used_at_its_own_data_centre(store, options):
             )
             assert record_from(token).api_domain == domain
     assert Initializer.initializer.environment.url == USDataCenter.PRODUCTION().url
+
+
+@on_each_database
+def test_an_access_token_that_is_dead_before_its_hour_is_refreshed(started, zoho):
+    token = login(zoho)
+    with started.acting_as(token):
+        assert whoami() == ADA
+    zoho.expire_tokens()
+    assert started.expire(token.get_id())
+    assert not started.expire("another")
+    with started.acting_as(token.get_id()):
+        assert whoami() == ADA
+    assert zoho.counts.refreshes == 1

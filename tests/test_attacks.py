@@ -222,6 +222,10 @@ class TestWhatDigestsTell:
                     message = f"key '{FernetCipher(OLD).key_id}', which is not among those given"
                     with pytest.raises(SDKException, match=message):
                         use(make_token(user="ada", refresh_token="1000.new"))
+                with mistaken.transaction() as tokens:
+                    for use in (tokens.list, tokens.count):
+                        with pytest.raises(CipherError, match="which is not among those given"):
+                            use(user_name="ada")
         assert len(columns_of(database, "id")) == 1
 
     @pytest.mark.parametrize("name", SERVERS)  # SQLite has one writer at a time.

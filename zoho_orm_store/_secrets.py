@@ -360,8 +360,8 @@ def unknown_key(values: Sequence[object]) -> CipherError:
     """
     key_id = next(filter(None, map(key_id_of, values)), "?")
     return CipherError(
-        f"The token was not found, but others are encrypted under the key {key_id!r}, which is not "
-        f"among those given, and it may be one of them. {_NO_KEYS}"
+        f"Some tokens are encrypted under the key {key_id!r}, which is not among those given. So "
+        f"it is not known whether they are what is asked for. {_NO_KEYS}"
     )
 
 

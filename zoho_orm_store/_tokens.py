@@ -272,14 +272,14 @@ class TokenOperations:
         self, connection: Connection, filters: Filters, after: str, limit: int
     ) -> Sequence[TokenRecord | UnreadableTokenError]:
         """Return at most ``limit`` tokens whose ids come after one, in the order of ids."""
-        parameters = self._filter_parameters(filters) | {"after": after, "limit": limit}
+        parameters = self._filter_parameters(connection, filters) | {"after": after, "limit": limit}
         page = self._statements.page(*_shape(filters))
         return [*map(self._decrypted_or_error, self._execute(connection, page, parameters))]
 
     def count(self, connection: Connection, filters: Filters) -> int:
         """Count tokens."""
         counting = self._statements.count(*_shape(filters))
-        parameters = self._filter_parameters(filters)
+        parameters = self._filter_parameters(connection, filters)
         return int(self._execute(connection, counting, parameters).scalar_one())
 
     # -- Writing ----------------------------------------------------------------------------------
@@ -727,10 +727,12 @@ class TokenOperations:
 
     def _rows(self, connection: Connection, filters: Filters) -> CursorResult[Any]:
         listing = self._statements.listing(*_shape(filters))
-        return self._execute(connection, listing, self._filter_parameters(filters))
+        return self._execute(connection, listing, self._filter_parameters(connection, filters))
 
-    def _filter_parameters(self, filters: Filters) -> dict[str, object]:
+    def _filter_parameters(self, connection: Connection, filters: Filters) -> dict[str, object]:
         parameters: dict[str, object] = {}
+        if (filters.user_name, filters.client_id) != (None, None):
+            self._refuse_unknown_keys(connection)
         for field in ("user_name", "client_id"):
             value = getattr(filters, field)
             if value is not None:
