@@ -24,6 +24,7 @@ LAYERS = [
         "_digests",
         "encryption",
         "_secrets",
+        "_cache",
         "_database.forks",
         "_database.drivers",
     },
