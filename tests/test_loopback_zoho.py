@@ -478,7 +478,8 @@ class TestCommand:
 
     @pytest.fixture
     def process(self):
-        command = [sys.executable, "-m", "zoho_orm_store", "loopback"]
+        users = ("--user", "ada@example.com", "--user", "bob@example.com")
+        command = [sys.executable, "-m", "zoho_orm_store", "loopback", *users]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         yield process
         process.kill()
@@ -492,7 +493,9 @@ class TestCommand:
         variables = dict(line.split("=", 1) for line in exported)
         zoho = LoopbackZoho.connect(variables["ZOHO_LOOPBACK_URL"])
         assert variables["ZOHO_CLIENT_SECRET"] == zoho.client_secret
-        assert "access_token" in refresh(zoho, variables["ZOHO_REFRESH_TOKEN"]).json()
+        for name in ("ZOHO_REFRESH_TOKEN", "ZOHO_REFRESH_TOKEN_2"):
+            assert "access_token" in refresh(zoho, variables[name]).json()
+        assert "ZOHO_REFRESH_TOKEN_3" not in variables
 
         start = next(number for number, line in enumerate(lines) if "import os" in line)
         code = "".join(line[4:] for line in lines[start:])
@@ -509,7 +512,7 @@ class TestCommand:
         assert (tmp_path / "zohooauth.db").exists()
 
         process.send_signal(signal.SIGINT)
-        assert "# Stopped, after 1 logins, 1 refreshes" in process.stdout.read()
+        assert "# Stopped, after 1 logins, 2 refreshes" in process.stdout.read()
         assert process.wait(10) == 0
 
     def test_a_port_that_is_taken(self, zoho):

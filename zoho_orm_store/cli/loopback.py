@@ -38,13 +38,21 @@ def loopback(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port of 127.0.0.1; 0 chooses a free one.")
     ] = 0,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EMAIL",
+            help="A user of Zoho's, who gets a refresh token and a grant code; may be repeated. "
+            "The second one's are ZOHO_REFRESH_TOKEN_2 and ZOHO_GRANT_TOKEN_2.",
+        ),
+    ] = None,
 ) -> None:
     """Run a stand-in for Zoho on this machine until Ctrl-C, for several processes.
 
     It prints a client, a refresh token and a grant code as lines to paste into a shell. Everything
     is forgotten when it ends.
     """
-    from zoho_orm_store.testing import LoopbackZoho
+    from zoho_orm_store.testing import DEFAULT_USER, LoopbackZoho
 
     zoho = LoopbackZoho(port=port, grant_token_lifetime=None)
     try:
@@ -60,10 +68,12 @@ def loopback(
         "ZOHO_CLIENT_ID": zoho.client_id,
         "ZOHO_CLIENT_SECRET": zoho.client_secret,
         "ZOHO_REDIRECT_URL": zoho.redirect_url,
-        "ZOHO_REFRESH_TOKEN": zoho.issue_refresh_token(),
-        "ZOHO_GRANT_TOKEN": zoho.issue_grant_token(),
-        "no_proxy": "127.0.0.1",
     }
+    for number, email in enumerate(user or [DEFAULT_USER], 1):
+        suffix = f"_{number}" if number > 1 else ""
+        variables[f"ZOHO_REFRESH_TOKEN{suffix}"] = zoho.issue_refresh_token(email)
+        variables[f"ZOHO_GRANT_TOKEN{suffix}"] = zoho.issue_grant_token(email)
+    variables["no_proxy"] = "127.0.0.1"
     typer.echo(f"# A stand-in for Zoho answers at {zoho.url} until Ctrl-C. In another shell:")
     for name, value in variables.items():
         typer.echo(f"export {name}={quote(value)}")
