@@ -152,17 +152,21 @@ class Digests:
 
     def parameters(self, asked: TokenRecord) -> dict[str, object]:
         """The parameters of the lookups for what is known of a token, by digest column."""
+        keys = self._all_keys()
         return {
-            column: self.parameter(field, value)
+            column: self._under(keys, field, value)
             for field, column in DIGESTS.items()
             if (value := getattr(asked, field)) is not None
         }
 
     def parameter(self, field: str, value: str) -> object:
         """The parameter by which a value is looked up: a list if there may be several keys."""
+        return self._under(self._all_keys(), field, value)
+
+    def _under(self, keys: Sequence[DigestKey | None], field: str, value: str) -> object:
         if not self.are_keyed:
             return self._digest(None, field, value)
-        return [self._digest(key, field, value) for key in self._all_keys()]
+        return [self._digest(key, field, value) for key in keys]
 
     def identity(self, record: TokenRecord) -> object:
         """The parameter by which a record's identity is looked up, as `parameter` returns it."""
@@ -176,7 +180,8 @@ class Digests:
 
     def identities(self, identities: Sequence[Identity]) -> list[str]:
         """The digests that identities may have, under every key."""
-        return [self._identity(key, each) for each in identities for key in self._all_keys()]
+        keys = self._all_keys()
+        return [self._identity(key, each) for each in identities for key in keys]
 
     def is_identity(self, record: TokenRecord, stored: str) -> bool:
         """Whether a stored identity is that of a record, in this scope."""
