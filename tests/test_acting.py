@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import BY_DATABASE, MEMORY, in_memory, on_routes
+from conftest import BY_DATABASE, MEMORY, in_memory, on_routes, open_store
 from sdk_process import last_names, whoami
 from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
 from zohocrmsdk.src.com.zoho.api.logger import Logger
@@ -14,7 +14,7 @@ from zohocrmsdk.src.com.zoho.crm.api.dc import EUDataCenter, USDataCenter
 from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
 from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
-from zoho_orm_store import ConfigurationError, MemoryTokenStore
+from zoho_orm_store import ConfigurationError, MemoryTokenStore, RefreshPolicy
 from zoho_orm_store._sdk.conversion import record_from
 from zoho_orm_store.testing import LoopbackZoho
 
@@ -189,3 +189,23 @@ def test_an_access_token_that_is_dead_before_its_hour_is_refreshed(started, zoho
     with started.acting_as(token.get_id()):
         assert whoami() == ADA
     assert zoho.counts.refreshes == 1
+
+
+@on_routes(*BY_DATABASE)
+def test_a_token_is_refreshed_ahead_of_its_end(route, route_url, zoho, options):
+    """The SDK looks a token up twice, once more for the call itself."""
+    policy = RefreshPolicy(ahead=600)
+    with open_store(route, route_url, refresh=policy) as store:
+        store.initialize_sdk(zoho.environment(), **options)
+        zoho.access_token_lifetime = 100
+        token = login(zoho)
+        with store.acting_as(token):
+            assert whoami() == ADA
+        zoho.access_token_lifetime = 3600
+        zoho.reset_counts()
+        before = store.refresh_stats.ahead
+        for _ in range(2):
+            with store.acting_as(token.get_id()):
+                assert whoami() == ADA
+        assert zoho.counts.refreshes == 1
+        assert (store.refresh_stats.ahead - before, store.refresh_stats.failed) == (1, 0)

@@ -278,6 +278,7 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     @property
     def refresh_stats(self) -> RefreshStats:
         """What callers have done about expired tokens, in this process."""
+        notice_fork()  # A child may be asked before its first call, and begins at 0.
         return RefreshStats() if self._coordinator is None else self._coordinator.stats
 
     def _get(self, id_: str) -> Settled:

@@ -36,8 +36,12 @@ from zoho_orm_store.refresh import RefreshPolicy, RefreshStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
-__all__ = ["Clock", "Held", "Leases", "RefreshCoordinator", "Settled"]
+    from typing_extensions import Self
+
+__all__ = ["Clock", "Held", "Leases", "RefreshCoordinator", "Settled", "Wait"]
 
 _USABLE = SDK_MARGIN + SLACK
 """Seconds before its end up to which a token is handed out without a refresh."""
@@ -168,6 +172,8 @@ class RefreshCoordinator:
     """
 
     def __init__(self, leases: Leases, policy: RefreshPolicy, clock: Clock = _SYSTEM_CLOCK) -> None:
+        self.observe_wait: Callable[[Wait], AbstractContextManager[object]] | None = None
+        """Opened around each caller's pauses, such as for a span."""
         self._leases = leases
         self._policy = policy
         self._clock = clock
@@ -274,8 +280,11 @@ class RefreshCoordinator:
         return held.seen
 
     def _refresh_or_wait(self, request: _Request, found: TokenRecord | None) -> Settled:
+        with Wait(self._clock, self._policy, self.observe_wait) as wait:
+            return self._take_turns(request, found, wait)
+
+    def _take_turns(self, request: _Request, found: TokenRecord | None, wait: Wait) -> Settled:
         key = request.key
-        wait = _Wait(self._clock, self._policy)
         holder = self._leases.holder(key)
         while True:
             step = next_step(
@@ -294,19 +303,21 @@ class RefreshCoordinator:
                     logger.info("A token is refreshed without a lease (%.8s): %s", key, error)
                     return Settled(found)
                 if settled is not None:
+                    wait.outcome = "waited" if settled.on_failure is None else "acquired"
                     return settled
                 step = wait_or_time_out(wait.seconds, self._policy)
             if step is not Step.WAIT:
-                return self._end_wait(step, key, found, wait.seconds)
+                return self._end_wait(step, key, found, wait)
             wait.pause()
             # In this order: a lease is released in the transaction that saves the token.
             holder, found = self._leases.holder(key), request.look_again()
 
     def _refresh_ahead(self, request: _Request, live: TokenRecord) -> Settled:
         """Hand the live token to everyone, but to one caller as if it had expired."""
-        key, settled = request.key, None
+        key, settled, is_mine = request.key, None, False
         try:
-            if self._is_first_to_try_ahead(key, live):
+            # The SDK may ask twice before one refresh, as it does inside acting_as().
+            if self._has_lease(key) or self._is_first_to_try_ahead(key, live):
                 holder = self._leases.holder(key)
                 is_mine = self._is_mine(key, holder)
                 if may_refresh_ahead(holder, self._policy, is_mine=is_mine):
@@ -315,7 +326,7 @@ class RefreshCoordinator:
             logger.info("A token could not be refreshed ahead (%.8s): %s", key, error)
         if settled is None:
             return Settled(live)
-        self._count(ahead=settled.on_failure is not None)
+        self._count(ahead=settled.on_failure is not None and not is_mine)
         return settled
 
     def _try_to_refresh(self, request: _Request, before: Holder | None) -> Settled | None:
@@ -335,8 +346,10 @@ class RefreshCoordinator:
             if self._is_enough(found, request):
                 return Settled(found)
             unless_needed.pop_all()
-        is_taken_over = before and not before.is_free and not self._is_mine(key, before)
-        self._count(acquired=1, taken_over=bool(is_taken_over))
+        # The SDK may ask twice before one refresh: the second time, the lease is only renewed.
+        is_renewed = self._is_mine(key, before)
+        is_taken_over = before is not None and not before.is_free and not is_renewed
+        self._count(acquired=not is_renewed, taken_over=is_taken_over)
         if is_taken_over:
             logger.info("The lease %.8s is taken over; its last owner did not release it", key)
         else:
@@ -367,8 +380,9 @@ class RefreshCoordinator:
             self._sweep()
         return owner if taken else None
 
-    def _end_wait(self, step: Step, key: str, found: TokenRecord | None, waited: float) -> Settled:
+    def _end_wait(self, step: Step, key: str, found: TokenRecord | None, wait: Wait) -> Settled:
         counter, outcome = _OUTCOMES[step]
+        waited, wait.outcome = wait.seconds, counter
         self._count(**{counter: 1, "seconds_waited": waited})
         logger.info("Waited %.3f s for another caller, and %s (%.8s)", waited, outcome, key)
         if step is Step.SKIP:
@@ -392,6 +406,11 @@ class RefreshCoordinator:
             current = {each: entry for each, entry in self._tried_ahead.items() if entry[1] > now}
             self._tried_ahead = current | {key: (live.expiry_time, now + self._policy.lease)}
             return True
+
+    def _has_lease(self, key: str) -> bool:
+        """Whether the caller took a lease that has not ended, as far as it knows."""
+        held = self.held(key)
+        return held is not None and self._clock.monotonic() < held.until
 
     def _is_mine(self, key: str, holder: Holder | None) -> bool:
         held = self.held(key)
@@ -435,16 +454,45 @@ class RefreshCoordinator:
         return request.asked is None or self._is_live(request.asked, SDK_MARGIN)
 
 
-class _Wait:
-    """One caller's wait: how long it has lasted, and since when the lease has had its owner."""
+class Wait:
+    """One caller's wait: how long it has lasted, and since when the lease has had its owner.
 
-    def __init__(self, clock: Clock, policy: RefreshPolicy) -> None:
+    Args:
+        clock: The time.
+        policy: How long waits last.
+        observe: Opened at the first pause, and closed at the end of the ``with`` block.
+
+    Attributes:
+        outcome: How the wait has ended: the name of a counter in the stats; ``None`` after an
+            error.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        policy: RefreshPolicy,
+        observe: Callable[[Wait], AbstractContextManager[object]] | None,
+    ) -> None:
+        self.outcome: str | None = None
+        self._observe = observe
+        self._observing = ExitStack()
         self._clock = clock
         self._longest = policy.wait
         self._started = self._owner_since = clock.monotonic()
         self._owner: object = None
         self._next_pause = _FIRST_PAUSE
         self._paused = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._observing.__exit__(exc_type, exc, traceback)
 
     @property
     def seconds(self) -> float:
@@ -463,6 +511,9 @@ class _Wait:
 
     def pause(self) -> None:
         """Sleep for a time that grows, and that differs between callers."""
+        if self._observe is not None:
+            self._observing.enter_context(self._observe(self))
+            self._observe = None
         left = self._longest - self.seconds
         shortest = self._next_pause / 2
         pause = max(0.0, min(self._clock.uniform(shortest, self._next_pause), left))
