@@ -9,12 +9,14 @@ import json
 import os
 import sys
 
+from sdk_releases import SDK, TAKES_CHOICES
 from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
 from zohocrmsdk.src.com.zoho.api.logger import Logger
 from zohocrmsdk.src.com.zoho.crm.api import HeaderMap, ParameterMap
 from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 from zohocrmsdk.src.com.zoho.crm.api.record import GetRecordsParam, RecordOperations
 from zohocrmsdk.src.com.zoho.crm.api.users import GetUsersParam, UsersOperations
+from zohocrmsdk.src.com.zoho.crm.api.util import Choice
 
 from zoho_orm_store import SQLAlchemyTokenStore
 from zoho_orm_store.testing import LoopbackZoho, RemoteZoho
@@ -24,6 +26,8 @@ def start(
     zoho: LoopbackZoho | RemoteZoho, token: OAuthToken, store: object, folder: object
 ) -> None:
     """Start the SDK, which writes nothing outside of the folder and no log."""
+    if SDK < (8, 3):
+        Initializer.LOCAL.init = None  # They would log in with the store of the start before.
     Initializer.initialize(
         environment=zoho.environment(),
         token=token,
@@ -36,7 +40,8 @@ def start(
 def whoami() -> str:
     """The email address of the user that Zoho takes the SDK's caller for."""
     params = ParameterMap()
-    params.add(GetUsersParam.type, "CurrentUser")
+    who = "CurrentUser"
+    params.add(GetUsersParam.type, Choice(who) if TAKES_CHOICES else who)
     response = UsersOperations().get_users(params, HeaderMap())
     return response.get_object().get_users()[0].get_email()
 
@@ -45,7 +50,10 @@ def last_names() -> list[str]:
     """What the leads at Zoho are called."""
     params = ParameterMap()
     params.add(GetRecordsParam.fields, "Last_Name")
-    response = RecordOperations("Leads").get_records(params, HeaderMap())
+    if SDK < (6, 0):
+        response = RecordOperations().get_records("Leads", params, HeaderMap())
+    else:
+        response = RecordOperations("Leads").get_records(params, HeaderMap())
     return [lead.get_key_value("Last_Name") for lead in response.get_object().get_data()]
 
 

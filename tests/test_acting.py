@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import BY_DATABASE, MEMORY, in_memory, on_routes, open_store
 from sdk_process import last_names, whoami
+from sdk_releases import SWITCHES_FIRST, fails_before
 from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
 from zohocrmsdk.src.com.zoho.api.logger import Logger
 from zohocrmsdk.src.com.zoho.crm.api.dc import EUDataCenter, USDataCenter
@@ -58,6 +59,7 @@ def login(zoho, user=ADA):
     )
 
 
+@fails_before((8, 3), SWITCHES_FIRST, since=(6, 0))
 @on_each_database
 def test_an_empty_table_then_a_login_then_calls(started, zoho):
     assert started.get_tokens() == []
@@ -70,6 +72,7 @@ def test_an_empty_table_then_a_login_then_calls(started, zoho):
         whoami()
 
 
+@fails_before((8, 3), SWITCHES_FIRST, since=(6, 0))
 @on_each_database
 def test_threads_act_as_users_of_their_own(started, zoho):
     ids = {}
@@ -92,6 +95,7 @@ def test_threads_act_as_users_of_their_own(started, zoho):
     assert count == 2
 
 
+@fails_before((8, 3), SWITCHES_FIRST)
 @in_memory
 def test_a_token_whose_user_is_not_known_yet(started, zoho):
     """The SDK names a file after the user, whom it finds out in the middle of the first call."""
@@ -106,6 +110,7 @@ def test_a_token_whose_user_is_not_known_yet(started, zoho):
         assert acting.get_user_signature().get_name() == zoho.user_name(ADA)
 
 
+@fails_before((8, 3), SWITCHES_FIRST, since=(6, 0))
 @in_memory
 def test_blocks_may_stand_in_one_another_and_end_with_errors(started, zoho):
     with started.acting_as(login(zoho, ADA)):
@@ -149,6 +154,7 @@ def test_without_initialize_sdk_it_says_so(store, zoho, options):
         pass
 
 
+@fails_before((8, 3), SWITCHES_FIRST)
 @in_memory
 def test_each_token_is_used_at_its_own_data_centre(store, options):
     store.initialize_sdk(USDataCenter.PRODUCTION(), **options)
@@ -178,6 +184,7 @@ def test_each_token_is_used_at_its_own_data_centre(store, options):
     assert Initializer.initializer.environment.url == USDataCenter.PRODUCTION().url
 
 
+@fails_before((8, 3), SWITCHES_FIRST, since=(6, 0))
 @on_each_database
 def test_an_access_token_that_is_dead_before_its_hour_is_refreshed(started, zoho):
     token = login(zoho)
@@ -191,6 +198,7 @@ def test_an_access_token_that_is_dead_before_its_hour_is_refreshed(started, zoho
     assert zoho.counts.refreshes == 1
 
 
+@fails_before((8, 3), SWITCHES_FIRST, since=(6, 0))
 @on_routes(*BY_DATABASE)
 def test_a_token_is_refreshed_ahead_of_its_end(route, route_url, zoho, options):
     """The SDK looks a token up twice, once more for the call itself."""

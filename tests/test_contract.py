@@ -17,6 +17,7 @@ from conftest import (
     statements_counted,
     with_a_cipher_too,
 )
+from sdk_releases import fails_before
 from sdk_tokens import FIELDS, FULL, known, make_token, save
 
 from zoho_orm_store._sdk.conversion import OAuthToken, SDKException
@@ -614,6 +615,7 @@ class TestDefectsOfTheReferenceStores:
             save(second, **FULL)
             assert len(second.get_tokens()) == 1
 
+    @fails_before((6, 0), "5.0 has no such field")
     def test_tokens_of_get_tokens_have_every_private_field(self, store):
         save(store, **FULL)
         token = store.get_tokens()[0]
