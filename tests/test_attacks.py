@@ -153,6 +153,40 @@ class TestPlantedPlainText:
         ):
             store.save_token(make_token(refresh_token="1000.r"))
 
+    @pytest.mark.parametrize("copied", [False, True], ids=["empty", "a copy"])
+    def test_a_planted_digest_keeps_nobody_from_logging_in(self, database, strict, copied):
+        strict.save_token(make_token(id="1", user="ada", refresh_token="1000.r"))
+        columns = [column.name for column in TABLE.columns]
+        (row,) = columns_of(database, *columns)
+        planted = dict(zip(columns, row, strict=True)) | {"id": "p", "identity": "k" + "0" * 63}
+        if not copied:
+            planted |= dict.fromkeys(("user_name", *SECRETS))
+        execute(database, insert(TABLE).values(planted))
+        strict.save_token(make_token(user="bob", refresh_token="1000.b"))
+        assert strict.find_token(make_token(user="bob")) is not None
+        with pytest.raises(SDKException, match="token with id 'p'"):
+            strict.find_token_by_id("p")
+        with pytest.raises(SDKException, match="token with id 'p'"):
+            strict.get_tokens()
+
+    def test_a_planted_row_under_a_key_of_the_attackers_is_named(self, database, strict):
+        with SQLAlchemyTokenStore(database, cipher=FernetCipher(NEW)) as attacker:
+            attacker.save_token(make_token(id="p", user="eve", refresh_token="1000.eve"))
+        with pytest.raises(SDKException, match="zoho-orm-store delete 'p'"):
+            strict.save_token(make_token(user="bob", refresh_token="1000.b"))
+
+    @on_sqlite
+    def test_the_doctor_names_a_row_with_anothers_identity(self, database, monkeypatch):
+        monkeypatch.setenv("ZOHO_ORM_STORE_URL", str(database))
+        monkeypatch.setenv("ZOHO_ORM_STORE_KEYS", OLD)
+        with SQLAlchemyTokenStore(database, cipher=FernetCipher(OLD)) as store:
+            store.save_token(make_token(id="1", user="ada", refresh_token="1000.r"))
+        assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
+        execute(database, update(TABLE).values(identity="k" + "0" * 63))
+        examined = CliRunner().invoke(app, ["doctor"])
+        assert examined.exit_code == 1
+        assert "planted or changed: The identity of the token with id '1'" in examined.output
+
     @on_sqlite
     def test_the_commands_say_whether_it_can_be_required(self, database, monkeypatch):
         monkeypatch.setenv("ZOHO_ORM_STORE_URL", str(database))
@@ -219,7 +253,7 @@ class TestWhatDigestsTell:
         for cipher in (None, FernetCipher(NEW)):
             with SQLAlchemyTokenStore(database, cipher=cipher) as mistaken:
                 for use in (mistaken.find_token, mistaken.save_token):
-                    message = f"key '{FernetCipher(OLD).key_id}', which is not among those given"
+                    message = f"under the key '{FernetCipher(OLD).key_id}', which is not among"
                     with pytest.raises(SDKException, match=message):
                         use(make_token(user="ada", refresh_token="1000.new"))
                 with mistaken.transaction() as tokens:

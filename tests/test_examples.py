@@ -209,6 +209,7 @@ class TestPortal:
         flags = answer.headers["Set-Cookie"].lower().split("; ")
         assert {"httponly", "samesite=lax", "path=/"} <= {*flags}
         assert ("secure" in flags) is is_secure
+        assert flags[0].startswith("__host-session=" if is_secure else "session=")
 
     def test_a_login_may_begin_in_one_worker_and_end_in_another(self, zoho, store):
         client = zoho.add_client("http://127.0.0.1/callback")

@@ -41,6 +41,7 @@ __all__ = [
     "check_cipher",
     "is_partly_encrypted",
     "key_id_of",
+    "key_of_digest",
     "misplaced",
     "partly_encrypted",
     "prefix_of",
@@ -186,7 +187,7 @@ class Secrets:
                 encryption is required; the message says what to do.
             CipherError: The cipher failed.
         """
-        values, place = read_values(row), None
+        values, place, holds_secret = read_values(row), None, False
         for column, position in _POSITIONS.items():
             value = values[position]
             if value and value[0] == "$" and value[:_MARK_LENGTH] == MARK:
@@ -194,10 +195,15 @@ class Secrets:
                     of_user = self._place(values[0], None, values[2])
                     values[position] = self._decrypt(value, column, of_user, values)
                     continue
+                holds_secret = True
                 place = place or self._place(*values[:_BOUND_TO])
                 values[position] = self._decrypt(value, column, place, values)
             elif value and self._require and position != _USER:
                 raise self._planted(values, column)
+        if self._require and not holds_secret:
+            raise _undecryptable(
+                values, "row", "holds no secret, and encryption is required", _IN_PLAIN_TEXT
+            )
         return record_of(values)
 
     def _planted(self, row: Sequence[Any], column: str) -> UndecryptableTokenError:
@@ -352,16 +358,32 @@ def partly_encrypted(record: TokenRecord) -> UndecryptableTokenError:
     return _undecryptable(row, "row", "has secrets in plain text beside encrypted ones", _CHANGED)
 
 
-def unknown_key(values: Sequence[object]) -> CipherError:
+def key_of_digest(prefix: str, values: Sequence[object]) -> str | None:
+    """The id of the key that a row's digests are under.
+
+    Args:
+        prefix: What the digests begin with.
+        values: What is encrypted of the row.
+
+    Returns:
+        ``None`` if nothing of the row is encrypted under a key whose digests begin like that.
+    """
+    key_ids = {key_id for value in values if (key_id := key_id_of(value))}
+    return next((each for each in key_ids if DigestKey.named(each, b"").prefix == prefix), None)
+
+
+def unknown_key(id_: str, key_id: str) -> CipherError:
     """The error for tokens under a key that was not given, among which one was looked for.
 
     Args:
-        values: What is encrypted of one of them.
+        id_: The id of one of them.
+        key_id: The key's id.
     """
-    key_id = next(filter(None, map(key_id_of, values)), "?")
     return CipherError(
-        f"Some tokens are encrypted under the key {key_id!r}, which is not among those given. So "
-        f"it is not known whether they are what is asked for. {_NO_KEYS}"
+        f"The token with id {id_!r}, and perhaps others, is encrypted under the key {key_id!r}, "
+        "which is not among those given. So it is not known whether it is what is asked for. "
+        f"{_NO_KEYS} If no key of yours has had this id, somebody has planted the row: delete it "
+        f"(zoho-orm-store delete {id_!r})."
     )
 
 

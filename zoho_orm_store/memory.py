@@ -41,7 +41,8 @@ class MemoryTokenStore(TokenStoreAdapter):
 
     Args:
         missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
-            ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+            ``"raise"`` raises, which the SDKs for the API versions 5 to 7, and ``zohocrmsdk8-0``
+            before 7.0.0, need.
         used_grants: What becomes of a grant token that was exchanged: with ``"find"`` it goes on
             finding its token, with ``"forget"`` it is removed and finds nothing. Web logins need
             ``"forget"``.

@@ -100,7 +100,8 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         create_schema: Whether to run the migrations on first use; ``None`` does so for a SQLite
             URL only.
         missing_id: What `find_token_by_id` does for an unknown id: ``"none"`` returns ``None``,
-            ``"raise"`` raises, which the SDK's releases for the API versions 5 to 7 need.
+            ``"raise"`` raises, which the SDKs for the API versions 5 to 7, and ``zohocrmsdk8-0``
+            before 7.0.0, need.
         used_grants: What becomes of a grant token that was exchanged. With ``"find"`` it goes on
             finding its token, for programs that start with the same one again and again. With
             ``"forget"`` it is removed and finds nothing, which web logins need: whoever replays

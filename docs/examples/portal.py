@@ -68,12 +68,14 @@ def create_app(
             worker and after a restart.
     """
     app = FastAPI(openapi_url=None)
+    is_secure = urlsplit(redirect_url).scheme == "https"
     app.add_middleware(
         SessionMiddleware,
         secret_key=session_key,
+        session_cookie="__Host-session" if is_secure else "session",  # of this host alone
         max_age=EIGHT_HOURS,
         same_site="lax",  # "strict" would not be sent when Zoho redirects back
-        https_only=urlsplit(redirect_url).scheme == "https",
+        https_only=is_secure,
     )
     store.initialize_sdk(environment)
 
@@ -110,6 +112,7 @@ def create_app(
             "redirect_uri": redirect_url,
             "response_type": "code",
             "access_type": "offline",
+            "prompt": "consent",  # without it, Zoho sends a refresh token only the first time
             "scope": "ZohoCRM.modules.ALL,ZohoCRM.users.READ,ZohoCRM.org.READ",
             "state": request.session["state"],
         }

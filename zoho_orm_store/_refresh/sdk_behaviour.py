@@ -78,9 +78,9 @@ def watch_request(
         token: The SDK's token.
         on_failure: Called then, with ``refused=True`` if no later refresh can succeed either. If it
             returns a token, the SDK goes on with that one's access token and expiry.
-        fall_back: Called if there is no such token, with the arguments of the request: the token
-            and a URL. It gives the token other values and returns ``True``, or returns ``False``
-            to let the failure through.
+        fall_back: Called if there is no such token, with the token and the arguments of the
+            request, which differ between the SDK's releases. It gives the token other values and
+            returns ``True``, or returns ``False`` to let the failure through.
     """
 
     def watched_request(method: str, *args: object) -> object:
@@ -92,7 +92,7 @@ def watch_request(
             refused = method == _REFRESH and _is_final_refusal(error)
             live = None if on_failure is None else on_failure(refused=refused)
             goes_on = isinstance(error, Exception) and (
-                live is not None or (fall_back is not None and fall_back(*args))
+                live is not None or (fall_back is not None and fall_back(token, *args))
             )
             if not goes_on:
                 # The SDK's frames show the refresh token and the client's secret.

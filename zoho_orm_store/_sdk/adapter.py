@@ -204,7 +204,7 @@ class TokenStoreAdapter(TokenStore):
             watch_request(token, on_failure)
         return None if found is None else token
 
-    def _fall_back(self, stored_id: str, token: OAuthToken, url: str) -> bool:
+    def _fall_back(self, stored_id: str, token: OAuthToken, *args: object) -> bool:
         """Go on with the stored token after the SDK could not exchange a new grant token."""
         try:
             stored, on_failure, _ = self._get(stored_id)
@@ -219,7 +219,7 @@ class TokenStoreAdapter(TokenStore):
         self._seen(stored)
         if needs_refresh(stored, time.time()):
             watch_request(token, on_failure)
-            token.refresh_access_token(token, url)
+            token.refresh_access_token(*args)
         return True
 
     @_for_the_sdk

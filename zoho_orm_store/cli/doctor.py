@@ -216,6 +216,11 @@ def _secrets(target: Target, database: Database) -> Iterator[Finding]:
 
     cipher = env_cipher()
     operations = TokenOperations.of_model(target.model, target.scope, cipher)
+    planted = database.read(lambda connection: [*operations.misplaced(connection)])
+    if planted:
+        raise ZohoOrmStoreError(
+            f"{number_of(len(planted))} in a row that somebody has planted or changed: {planted[0]}"
+        )
     counted = database.read(operations.count_by_key)
     in_plain_text = counted.get(None, 0)
     keys = [f"{number} under the key {key}" for key, number in counted.items() if key]
