@@ -35,7 +35,7 @@ from zoho_orm_store._schema import (
 )
 from zoho_orm_store._sql.dialects import commit_schema_change, schema_locked
 from zoho_orm_store.errors import ConfigurationError, SchemaError
-from zoho_orm_store.migrations.support import running
+from zoho_orm_store.migrations.support import report, running
 from zoho_orm_store.models import metadata
 
 if TYPE_CHECKING:
@@ -298,9 +298,12 @@ def _options(schema: str | None, steps: _Steps, to: str) -> dict[str, Any]:
 
     def steps_from(heads: Any, context: object) -> list[RevisionStep]:  # noqa: ANN401
         try:
-            return steps(scripts, to, heads)
+            found = steps(scripts, to, heads)
         except Exception as error:  # noqa: BLE001 - also what Alembic does not expect
             reason = f"{error} " if isinstance(error, CommandError) else ""
+        else:
+            report().planned = frozenset(str(step.revision.revision) for step in found)
+            return found
         raise ConfigurationError(
             f"There is no way to the revision {to!r}. {reason}"
             f"The revisions are {', '.join(revisions())}."

@@ -15,7 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias, TypeVar
 
 from sqlalchemy import column, inspect, select
 from sqlalchemy import table as table_clause
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from zoho_orm_store._database.engines import Bind
     from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.models import StoredTokenMixin
+
+T = TypeVar("T")
 
 logger = logging.getLogger("zoho_orm_store")
 
@@ -352,8 +355,9 @@ def import_tokens(
     def save_all(connection: Connection, tokens: Iterable[Found]) -> _Tally:
         tally = _Tally()
         for batch in _batches(tokens):
-            for found in batch:
-                _save(connection, operations, found, tally)
+            new = _new_ones(connection, operations, batch)
+            for number, found in enumerate(batch):
+                _save(connection, operations, found, tally, is_new=number in new)
                 if strict and tally.refused:
                     raise InvalidTokenError(f"Nothing was imported, because of {tally.refused[0]}")
                 if len(imported.refused) + len(tally.refused) >= _MOST_REFUSED:
@@ -390,12 +394,47 @@ def _batches(source: Iterable[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-def _save(connection: Connection, operations: TokenOperations, found: Found, tally: _Tally) -> None:
+def _new_ones(
+    connection: Connection, operations: TokenOperations, batch: Sequence[Found]
+) -> set[int]:
+    """The places of the tokens in a batch that are certainly not stored yet.
+
+    Otherwise each of them would be looked up by all of its values, which takes most of the time.
+    """
+    records = {
+        place: found.record
+        for place, found in enumerate(batch)
+        if found.record is not None and _is_storable(found.record)
+    }
+    are_new = operations.are_new(connection, [*records.values()])
+    return {place for place, is_new in zip(records, are_new, strict=True) if is_new}
+
+
+def _is_storable(record: TokenRecord) -> bool:
+    try:
+        record.check_storable()
+    except InvalidTokenError:
+        return False
+    return True
+
+
+def _save(
+    connection: Connection,
+    operations: TokenOperations,
+    found: Found,
+    tally: _Tally,
+    *,
+    is_new: bool,
+) -> None:
     if found.record is None:
         tally.refused.append(f"{found.where}: {found.problem}")
         return
     try:
-        outcome, id_ = _save_record(connection, operations, found.record)
+        if is_new:
+            outcome: Outcome = "added"
+            id_ = operations.add(connection, found.record).id
+        else:
+            outcome, id_ = _save_record(connection, operations, found.record)
     except InvalidTokenError as error:
         tally.refused.append(f"{found.where}: {error}")
         return
@@ -437,6 +476,7 @@ def export_tokens(
     scope: Mapping[str, object] | None = None,
     cipher: TokenCipher | None = None,
     on_renumbered: Callable[[str, str], object] = lambda old, new: None,
+    on_progress: Callable[[int], object] = lambda done: None,
 ) -> int:
     """Write every token into a new file that the SDK's ``FileStore`` can read, and go on with.
 
@@ -452,6 +492,7 @@ def export_tokens(
         cipher: Decrypts the tokens.
         on_renumbered: Called at the end with the old and the new id of each token whose id is
             another one in the file.
+        on_progress: Called after each batch with the number of tokens written so far.
 
     Returns:
         The number of tokens.
@@ -466,64 +507,78 @@ def export_tokens(
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
-    with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
+    with (
+        os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file,
+        TemporaryFile("w+", newline="", encoding="utf-8") as renumbered,
+    ):
         try:
             with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
-                number, renumbered = database.read(_write_all, operations, file)
+                number = database.read(_write_all, operations, file, renumbered, on_progress)
         except BaseException:
             Path(path).unlink()
             raise
-    _log_renumbered(renumbered)
-    for old, new in renumbered:
-        on_renumbered(old, new)
+        _tell_renumbered(renumbered, on_renumbered)
     return number
 
 
 def _write_all(
-    connection: Connection, operations: TokenOperations, file: TextIO
-) -> tuple[int, list[tuple[str, str]]]:
-    """Write the file, and return the number of tokens and the ids that differ in it."""
-    file.seek(0)
-    file.truncate()
-    ids = (record.id for record in _pages(connection, operations) if record.id)
-    last_id = max((int(id_) for id_ in ids if _is_whole_number(id_)), default=0)
-    writer = csv.writer(file)
+    connection: Connection,
+    operations: TokenOperations,
+    file: TextIO,
+    renumbered: TextIO,
+    on_progress: Callable[[int], object],
+) -> int:
+    """Write the file, and the ids that differ in it; return the number of tokens."""
+    for each in (file, renumbered):
+        each.seek(0)
+        each.truncate()
+    pages = _pages(lambda after: operations.ids(connection, after, _BATCH), lambda id_: id_)
+    last_id = max((int(id_) for ids in pages for id_ in ids if _is_whole_number(id_)), default=0)
+    writer, changes = csv.writer(file), csv.writer(renumbered)
     writer.writerow(FILE_HEADER)
-    number, renumbered = 0, []
-    for record in _pages(connection, operations):
-        if isinstance(record, UndecryptableTokenError):
-            raise record
-        if isinstance(record, UnreadableTokenError):
-            logger.error("A token was not exported. %s", record)
-            continue
-        old = record.id or ""
-        if not _is_whole_number(old):
-            last_id += 1
-            record = replace(record, id=str(last_id))
-            renumbered.append((old, str(last_id)))
-        values = (getattr(record, name) for name in SDK_COLUMNS)
-        writer.writerow(["" if value is None else value for value in values])
-        number += 1
-    return number, renumbered
+    number = 0
+    for page in _pages(
+        lambda after: operations.page(connection, Filters(), after, _BATCH),
+        lambda record: record.id or "",
+    ):
+        for record in page:
+            if isinstance(record, UndecryptableTokenError):
+                raise record
+            if isinstance(record, UnreadableTokenError):
+                logger.error("A token was not exported. %s", record)
+                continue
+            values = [getattr(record, name) for name in SDK_COLUMNS]
+            if not _is_whole_number(record.id or ""):
+                last_id += 1
+                values[0] = str(last_id)
+                changes.writerow((record.id, last_id))
+            writer.writerow(["" if value is None else value for value in values])
+            number += 1
+        on_progress(number)
+    return number
 
 
-def _pages(
-    connection: Connection, operations: TokenOperations
-) -> Iterator[TokenRecord | UnreadableTokenError]:
+def _pages(read: Callable[[str], Sequence[T]], id_of: Callable[[T], str]) -> Iterator[Sequence[T]]:
+    """The pages of a table in the order of ids, each read with the last id of the one before."""
     after = ""
-    while page := operations.page(connection, Filters(), after, _BATCH):
-        yield from page
-        after = page[-1].id or ""
+    while page := read(after):
+        yield page
+        after = id_of(page[-1])
 
 
 def _is_whole_number(id_: str) -> bool:
     return id_.isascii() and id_.isdigit()
 
 
-def _log_renumbered(renumbered: Sequence[tuple[str, str]]) -> None:
-    for start in range(0, len(renumbered), _NAMED):
+def _tell_renumbered(file: TextIO, on_renumbered: Callable[[str, str], object]) -> None:
+    """Log the ids that differ in an exported file, and pass each on."""
+    file.seek(0)
+    changes = ((row[0], row[1]) for row in csv.reader(file))
+    while batch := list(islice(changes, _NAMED)):
         logger.warning(
             "Tokens got new ids in the exported file, because the FileStore needs whole numbers: "
             "%s.",
-            ", ".join(f"{old!r} is now {new!r}" for old, new in renumbered[start : start + _NAMED]),
+            ", ".join(f"{old!r} is now {new!r}" for old, new in batch),
         )
+        for old, new in batch:
+            on_renumbered(old, new)

@@ -56,13 +56,13 @@ def sdk_token(number: int) -> OAuthToken:
     return token
 
 
-def fill(url: URL, rows: int) -> None:
-    """Make the tables and put tokens into them."""
+def fill(url: URL, rows: int, start: int = 0) -> None:
+    """Make the tables and put tokens into them, from one number on."""
     engine = create_engine(url)
     provision.upgrade(engine)
     with engine.begin() as connection:
-        for start in range(0, rows, _BATCH):
-            records = map(record, range(start, min(start + _BATCH, rows)))
+        for first in range(start, rows, _BATCH):
+            records = map(record, range(first, min(first + _BATCH, rows)))
             connection.execute(insert(StoredToken), [row_of(each) for each in records])
     engine.dispose()
 

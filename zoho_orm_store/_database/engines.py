@@ -55,6 +55,7 @@ _POOL_CLASSES = frozenset({"poolclass", "pool"})
 _POOL_OPTIONS = _POOL_CLASSES | {"pool_size", "max_overflow"}
 
 _LONGEST_CONNECT = 10.0
+_LONGEST_STATEMENT = 3600
 
 _LOGGING_NAME = "zoho_orm_store"
 """What follows ``sqlalchemy.engine.Engine.`` in the name of our engines' logger."""
@@ -267,6 +268,10 @@ def _options(
 ) -> dict[str, Any]:
     limit = _LONGEST_CONNECT if timeout is None else timeout
     arguments = connect_args(url, driver, limit, pooler=pooler)
+    if timeout is None:
+        # PyMySQL's limits for one statement: the upgrade of a large table takes minutes.
+        for name in {"read_timeout", "write_timeout"} & arguments.keys():
+            arguments[name] = _LONGEST_STATEMENT
     options: dict[str, Any] = {"hide_parameters": True, "logging_name": _LOGGING_NAME}
     if not _POOL_CLASSES & given.keys():
         options |= {"pool_size": _CONNECTIONS, "max_overflow": 0, "pool_timeout": limit}

@@ -92,8 +92,10 @@ class TokenStatements:
         self.delete = delete(table).where(self._has_id, *self._in_scope)
         self.delete_all = delete(table).where(*self._in_scope)
         self.id_in_any_scope = select(columns.id).where(self._has_id)
+        self.ids = self._next(select(columns.id).where(*self._in_scope))
+        self.with_identity = self._next(rows.add_columns(columns.identity))
         self.next_digest = (
-            select(columns.identity, *(columns[name] for name in ENCRYPTED))
+            select(columns.identity, columns.id, *(columns[name] for name in ENCRYPTED))
             .where(columns.identity > bindparam("after"), *self._in_scope)
             .order_by(columns.identity)
             .limit(1)
@@ -123,6 +125,12 @@ class TokenStatements:
             .correlate(self._table)
             .label("is_tied")
         )
+
+    @cache
+    def taken(self, column: str) -> Select[Any]:
+        """Which of some ``values`` a column holds already, in any scope."""
+        stored = self._columns[column]
+        return select(stored).where(stored.in_(bindparam("values", expanding=True)))
 
     @cache
     def lock_refresh_token(self, *, user: bool, client: bool) -> Select[Any]:
@@ -197,7 +205,8 @@ class TokenStatements:
 
         Args:
             idle: Those last saved before ``saved_before``.
-            stranded: Those expired by ``now`` that have no refresh token.
+            stranded: Those expired by ``now`` that have no refresh token, and those without any
+                token.
         """
         columns, useless = self._columns, []
         if idle:
@@ -207,23 +216,30 @@ class TokenStatements:
                 and_(is_time, columns.updated_at.between(_FIRST_TIME, bindparam("saved_before")))
             )
         if stranded:
-            useless.append(and_(self._is_expired, columns.refresh_digest.is_(None)))
+            has_nothing = and_(columns.access_digest.is_(None), columns.grant_digest.is_(None))
+            is_dead = or_(self._is_expired, has_nothing)
+            useless.append(and_(is_dead, columns.refresh_digest.is_(None)))
         return delete(self._table).where(*self._in_scope, or_(*useless))
 
     @cache
     def not_rotated(self, rotation: Rotation) -> Select[Any]:
-        """The rows to rotate, with their identity digest: those after ``after``, at most ``limit``.
+        """The rows to rotate, with their identity digest: at most ``limit``.
+
+        Those after ``after`` and up to ``until``: how many rows of a table are left to rotate is
+        nothing that a database can estimate, so without a bound PostgreSQL reads the whole table
+        and sorts it, for each batch.
 
         Those whose values do not begin with ``prefix``, which has the length ``length``, or whose
         digests do not begin with ``digest_prefix``, of the length ``digest_length``; in a rotation
         to plain text, those with an encrypted value.
         """
         rows = self.rows.add_columns(self._columns.identity)
-        return self._next(rows.where(self._is_not_rotated(rotation)))
+        is_near = self._columns.id <= bindparam("until")
+        return self._next(rows.where(is_near, self._is_not_rotated(rotation)))
 
     @cache
     def count_not_rotated(self, rotation: Rotation) -> Select[Any]:
-        """The number of rows in `not_rotated`."""
+        """The number of rows that are left to rotate in the whole table."""
         return self._count(self._is_not_rotated(rotation))
 
     @property

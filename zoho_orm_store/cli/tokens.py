@@ -308,7 +308,10 @@ def export(
 ) -> None:
     """Write every token, with its secrets, into a file that the SDK's FileStore can read."""
     target.check()
-    number = zoho_orm_store.export_tokens(target.bind, path, cipher=env_cipher(), **target.options)
+    with progress("Exporting", 5000) as on_progress:
+        number = zoho_orm_store.export_tokens(
+            target.bind, path, cipher=env_cipher(), on_progress=on_progress, **target.options
+        )
     typer.echo(f"Wrote {number_of(number)}, with their secrets, into {path}.")
 
 

@@ -65,10 +65,12 @@ class Report:
     Attributes:
         adopted: How many tokens of the SDK's table were adopted.
         renumbered: The ids that were changed, and what they became.
+        planned: The revisions on the way. A revision need not do what the next one undoes.
     """
 
     adopted: int = 0
     renumbered: dict[str, str] = field(default_factory=dict)
+    planned: frozenset[str] = frozenset()
 
 
 _report: ContextVar[Report | None] = ContextVar("zoho_orm_store_report", default=None)
@@ -136,7 +138,7 @@ def altered(table: str, recreate: Literal["auto", "always"] = "auto") -> Iterato
 
 
 def alter_table(table: str, changes: Iterable[str]) -> None:
-    """Make several changes of a table in one statement, on MySQL and MariaDB."""
+    """Make several changes of a table in one statement, which SQLite cannot."""
     preparer = op.get_context().dialect.identifier_preparer
     name = preparer.format_table(table_clause(table, schema=table_schema()))
     op.execute(f"ALTER TABLE {name} {', '.join(changes)}")

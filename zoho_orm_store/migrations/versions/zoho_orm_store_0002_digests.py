@@ -48,6 +48,7 @@ NAMED = 100  # how many ids one log record names
 MARK = "$zos1$"  # what an encrypted value begins with
 LITERAL = "$zos1$$"  # what plain text gets in front that begins like an encrypted value
 MYSQL_FAMILY = ("mysql", "mariadb")
+EXACT = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
 
 DIGEST: Any = sa.String(64).with_variant(
     mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), *MYSQL_FAMILY
@@ -116,16 +117,17 @@ def upgrade() -> None:
     to_convert = not is_offline() and not was_made_here()
     if to_convert:
         refuse_encrypted_tokens()
-        clear_unreadable_expiries()
-    widen()
+    add_columns()
     if to_convert:
+        clear_unreadable_expiries()
         convert_rows()
+    give_types()
     if not is_offline():
         collapse_identities()
         merge_rows_without_user()
     if to_convert:
         report_adoption()
-    tighten()
+    create_indexes()
     create_leases()
 
 
@@ -170,13 +172,24 @@ def clear_unreadable_expiries() -> None:
     """Clear expiries that are not integers. The SDK then learns the expiry by itself."""
     connection = op.get_bind()
     clear = sa.update(rows).where(rows.c.id == sa.bindparam("row_id")).values(expiry_time=None)
-    page = select("id", "expiry_time").order_by(rows.c.id).limit(PAGE)
+    page = select("id", "expiry_time").where(is_doubtful()).order_by(rows.c.id).limit(PAGE)
     found = connection.execute(page).all()
     while found:
         unreadable = [{"row_id": row.id} for row in found if not is_readable(row.expiry_time)]
         if unreadable:
             connection.execute(clear, unreadable)
         found = connection.execute(page.where(rows.c.id > found[-1].id)).all()
+
+
+def is_doubtful() -> sa.ColumnElement[bool]:
+    """Whether an expiry is anything but thirteen digits, of which the first is not zero.
+
+    So the client need not look at the milliseconds of every row.
+    """
+    written = sa.cast(rows.c.expiry_time, sa.String)
+    if is_sqlite():
+        return ~written.bool_op("GLOB")("[1-9]" + 12 * "[0-9]")
+    return sa.or_(sa.func.length(written) != 13, ~written.regexp_match("^[1-9][0-9]{12}"))
 
 
 def is_readable(expiry: object) -> bool:
@@ -190,51 +203,68 @@ def is_readable(expiry: object) -> bool:
     return str(number) == expiry and -(2**63) <= number < 2**63
 
 
-def widen() -> None:
-    """Give every column the type it has in the models, and add ours, nullable for now."""
-    if is_mysql():
-        widen_on_mysql()
-        return
+def add_columns() -> None:
+    """Add our columns, nullable for now, which copies the table on no database."""
     present = columns_present()
-    with altered(TABLE) as table:
-        table.alter_column(
-            "id",
-            existing_type=sa.String(10),
-            type_=id_type(),
-            existing_nullable=False,
-            nullable=False,
-        )
-        for name, type_ in WIDER.items():
-            table.alter_column(name, existing_type=sa.String(255), type_=type_)
-        table.alter_column(
-            "expiry_time",
-            existing_type=sa.String(20),
-            type_=sa.BigInteger(),
-            postgresql_using="expiry_time::bigint",
-        )
-        for name, type_ in ADDED.items():
-            if name not in present:
-                table.add_column(sa.Column(name, type_, nullable=True))
+    missing = {name: type_ for name, type_ in ADDED.items() if name not in present}
+    if is_mysql() and not present <= {*rows.c.keys()} and not is_text_exact():
+        # Also the text of columns that somebody else has added. It would undo later changes.
+        alter_table(TABLE, [f"CONVERT TO {EXACT}"])
+    if is_sqlite():
+        for name, type_ in missing.items():
+            op.add_column(TABLE, sa.Column(name, type_, nullable=True), schema=table_schema())
+    elif missing:
+        added = [f"ADD COLUMN {name} {type_name(type_)} NULL" for name, type_ in missing.items()]
+        alter_table(TABLE, added)
 
 
-def widen_on_mysql() -> None:
-    """Do the same in few statements, since each one copies the table.
+def give_types() -> None:
+    """Give every column the type it has in the models.
 
-    Text is to compare byte for byte, which the default collations do not. The conversion is a
-    statement of its own: it would undo the other changes in the same one.
+    After the rows are converted: this copies the table, and leaves their old versions behind.
     """
-    if not is_text_exact():
-        alter_table(TABLE, ["CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"])
-    changes = [f"MODIFY id {type_name(id_type())} NOT NULL"]
-    changes += [f"MODIFY {name} {type_name(type_)} NULL" for name, type_ in WIDER.items()]
-    changes.append("MODIFY expiry_time BIGINT NULL")
-    present = columns_present()
-    changes += [
-        f"ADD COLUMN {name} {type_name(type_)} NULL"
-        for name, type_ in ADDED.items()
-        if name not in present
-    ]
+    if is_mysql():
+        give_types_on_mysql()
+        return
+    types: dict[str, sa.types.TypeEngine[Any]] = {"id": id_type(), **wider()}
+    types["expiry_time"] = sa.BigInteger()
+    if is_sqlite():
+        with altered(TABLE) as table:
+            for name, type_ in types.items():
+                table.alter_column(name, type_=type_)
+            for name in ("id", *REQUIRED):
+                table.alter_column(name, nullable=False)
+        return
+    changes = [f"ALTER COLUMN {name} TYPE {type_name(type_)}" for name, type_ in types.items()]
+    changes[-1] += " USING expiry_time::bigint"
+    changes += [f"ALTER COLUMN {name} SET NOT NULL" for name in ("id", *REQUIRED)]
     alter_table(TABLE, changes)
+
+
+def give_types_on_mysql() -> None:
+    """Text is to compare byte for byte, which the default collations do not."""
+    changes = [f"MODIFY id {type_name(id_type())} NOT NULL"]
+    for name, type_ in {"client_id": sa.String(255), **wider()}.items():
+        changes.append(f"MODIFY {name} {type_name(type_)} {EXACT} NULL")
+    changes.append("MODIFY expiry_time BIGINT NULL")
+    changes += [f"MODIFY {name} {type_name(ADDED[name])} NOT NULL" for name in REQUIRED]
+    alter_table(TABLE, [*changes, f"DEFAULT {EXACT}"])
+
+
+def wider() -> dict[str, sa.types.TypeEngine[str]]:
+    """The types to give to the SDK's columns of text."""
+    if is_next_revision_planned():
+        # It would copy the table again for this one column.
+        return WIDER | {"user_name": sa.Text()}
+    return WIDER
+
+
+def is_next_revision_planned() -> bool:
+    return "zoho_orm_store_0003" in report().planned
+
+
+def is_sqlite() -> bool:
+    return op.get_context().dialect.name == "sqlite"
 
 
 def is_mysql() -> bool:
@@ -269,7 +299,7 @@ def convert_rows() -> None:
     the parameters, which an error or a log may show.
     """
     start = datetime.now(timezone.utc).replace(tzinfo=None)
-    if op.get_context().dialect.name == "sqlite":
+    if is_sqlite():
         convert_one_by_one(start)
     else:
         convert_on_the_server(start)
@@ -483,19 +513,16 @@ def digest(*parts: str) -> str:
     return sha256(b"".join(b"%d:%b" % (len(each), each) for each in encoded)).hexdigest()
 
 
-def tighten() -> None:
+def create_indexes() -> None:
     present = set() if is_offline() else indexes_present()
     missing = [name for name in INDEXED if f"ix_{TABLE}_{name}" not in present]
-    if is_mysql():
-        changes = [f"MODIFY {name} {type_name(ADDED[name])} NOT NULL" for name in REQUIRED]
-        for name in missing:
-            unique = "UNIQUE " if name == "identity" else ""
-            changes.append(f"ADD {unique}INDEX ix_{TABLE}_{name} ({name})")
-        alter_table(TABLE, changes)
+    if is_mysql() and missing:
+        # One statement reads the table once. Together with the types, it would not sort the
+        # digests, but insert one after the other.
+        kinds = {"identity": "UNIQUE INDEX"}
+        added = (f"{kinds.get(name, 'INDEX')} ix_{TABLE}_{name} ({name})" for name in missing)
+        alter_table(TABLE, [f"ADD {index}" for index in added])
         return
-    with altered(TABLE) as table:
-        for name in REQUIRED:
-            table.alter_column(name, existing_type=ADDED[name], nullable=False)
     for name in missing:
         op.create_index(
             f"ix_{TABLE}_{name}",
@@ -596,14 +623,19 @@ def is_whole_number(id_: str) -> bool:
 
 
 def batches(connection: sa.Connection) -> Iterator[Sequence[str]]:
-    """The ids of all rows, in batches, numbers in the order in which the SDK counts them."""
-    ids = connection.scalars(sa.select(rows.c.id).order_by(*in_order())).all()
-    for start in range(0, len(ids), BATCH):
-        yield ids[start : start + BATCH]
+    """The ids of all rows, in batches, numbers in the order in which the SDK counts them.
+
+    SQLite has sorted them all before it returns the first, so rows may be changed meanwhile.
+    """
+    return connection.scalars(sa.select(rows.c.id).order_by(*in_order())).partitions(BATCH)
 
 
 def in_order() -> tuple[sa.ColumnElement[Any], ...]:
-    return sa.func.length(rows.c.id), rows.c.id
+    id_: sa.ColumnElement[Any] = rows.c.id
+    if is_mysql():
+        # The column of an old table may ignore case.
+        id_ = sa.func.convert(id_.op("USING")(sa.text("utf8mb4"))).collate("utf8mb4_bin")
+    return sa.func.length(id_), id_
 
 
 def select(*names: str) -> sa.Select[tuple[object, ...]]:

@@ -18,6 +18,7 @@ from zoho_orm_store.migrations.support import (
     op,
     refuse_dependent_objects,
     revision_step,
+    table_schema,
 )
 
 revision = "zoho_orm_store_0003"
@@ -47,8 +48,9 @@ rows = sa.Table(
 @revision_step
 def upgrade() -> None:
     refuse_dependent_objects(TABLE, [COLUMN])
-    with altered(TABLE) as table:
-        table.alter_column(COLUMN, existing_type=SHORT, type_=LONG, existing_nullable=True)
+    if not is_long_already():
+        with altered(TABLE) as table:
+            table.alter_column(COLUMN, existing_type=SHORT, type_=LONG, existing_nullable=True)
     # The rows of a table that was restored without its revision may be encrypted already.
     is_plain = [~sa.func.coalesce(is_encrypted(name), sa.false()) for name in SECRETS]
     lookalikes = sa.update(rows).where(is_encrypted(COLUMN), *is_plain)
@@ -64,6 +66,14 @@ def downgrade() -> None:
     op.execute(sa.update(rows).where(begins_with(COLUMN, LITERAL)).values({COLUMN: plain}))
     with altered(TABLE) as table:
         table.alter_column(COLUMN, existing_type=LONG, type_=SHORT, existing_nullable=True)
+
+
+def is_long_already() -> bool:
+    """Whether the revision before has known of this one, and given the column its type."""
+    if is_offline():
+        return False
+    columns = sa.inspect(op.get_bind()).get_columns(TABLE, schema=table_schema())
+    return any(isinstance(c["type"], sa.Text) for c in columns if c["name"] == COLUMN)
 
 
 def begins_with(name: str, beginning: str) -> sa.ColumnElement[bool]:
