@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from zoho_orm_store.store import SQLAlchemyTokenStore
     from zoho_orm_store.transfer import FileStoreFile, TokenTable, export_tokens, import_tokens
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AsyncTokenRepository",
