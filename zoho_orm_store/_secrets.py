@@ -52,8 +52,8 @@ MARK = "$zos1$"
 """What an encrypted value begins with."""
 
 _encrypted_of = attrgetter(*ENCRYPTED)
-_POSITIONS = {name: list(FIELDS).index(name) for name in ENCRYPTED}
-_USER = _POSITIONS["user_name"]
+_POSITIONS = tuple((list(FIELDS).index(name), name) for name in ENCRYPTED)
+_USER = list(FIELDS).index("user_name")
 _BOUND_TO = 3  # id, user_name and client_id, the first values of a row
 _DIGEST_BYTES = 32
 _MARK_LENGTH = len(MARK)
@@ -187,8 +187,8 @@ class Secrets:
                 encryption is required; the message says what to do.
             CipherError: The cipher failed.
         """
-        values, place, holds_secret = read_values(row), None, False
-        for column, position in _POSITIONS.items():
+        values, place, holds_secret, require = read_values(row), None, False, self._require
+        for position, column in _POSITIONS:
             value = values[position]
             if value and value[0] == "$" and value[:_MARK_LENGTH] == MARK:
                 if position == _USER:  # It comes first: what follows is bound to the name.
@@ -198,9 +198,9 @@ class Secrets:
                 holds_secret = True
                 place = place or self._place(*values[:_BOUND_TO])
                 values[position] = self._decrypt(value, column, place, values)
-            elif value and self._require and position != _USER:
+            elif require and value and position != _USER:
                 raise self._planted(values, column)
-        if self._require and not holds_secret:
+        if require and not holds_secret:
             raise _undecryptable(
                 values, "row", "holds no secret, and encryption is required", _IN_PLAIN_TEXT
             )
