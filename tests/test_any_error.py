@@ -78,7 +78,7 @@ class TestCharacterSets:
             database.set(query={"charset": charset}), connect_args={"sql_mode": ""}
         )
         if narrow == "column":
-            query("ALTER TABLE oauthtoken MODIFY user_name VARCHAR(512) CHARACTER SET latin1")
+            query("ALTER TABLE oauthtoken MODIFY user_name TEXT CHARACTER SET latin1")
         try:
             with SQLAlchemyTokenStore(engine) as store:
                 with pytest.raises(SDKException, match=r"would store '\?\?\?\?'") as raised:
@@ -86,7 +86,7 @@ class TestCharacterSets:
                 assert isinstance(raised.value.cause, ConfigurationError)
         finally:
             query(
-                "ALTER TABLE oauthtoken MODIFY user_name VARCHAR(512) "
+                "ALTER TABLE oauthtoken MODIFY user_name TEXT "
                 "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
             )
             engine.dispose()

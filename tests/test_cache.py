@@ -23,7 +23,7 @@ from zoho_orm_store import (
 from zoho_orm_store._cache import _MOST, TokenCache
 from zoho_orm_store.records import TokenRecord
 
-TTL = 0.3
+TTL = 60.0
 
 
 def live(**other):
@@ -60,9 +60,27 @@ def reads():
     event.remove(Engine, "before_cursor_execute", note)
 
 
-def settle():
-    """Wait until a token that has just been changed is kept again."""
-    time.sleep(TTL)
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The cache's clock, which tests move on."""
+    offset = [0.0]
+
+    def monotonic():
+        return time.monotonic() + offset[0]
+
+    for module in ("zoho_orm_store._cache", "zoho_orm_store.store"):
+        monkeypatch.setattr(f"{module}.monotonic", monotonic)
+    yield offset
+
+
+@pytest.fixture
+def settle(clock):
+    """Wait until a token that has just been changed is kept again, or until one is not any more."""
+
+    def settle():
+        clock[0] += TTL
+
+    return settle
 
 
 def access_token(store, id_="1"):
@@ -78,7 +96,7 @@ def change_elsewhere(url, statement):
 
 
 class TestWhatIsKept:
-    def test_a_second_lookup_reads_nothing(self, store, reads):
+    def test_a_second_lookup_reads_nothing(self, store, reads, settle):
         store.save_token(live())
         settle()
         first = store.find_token_by_id("1")
@@ -97,13 +115,13 @@ class TestWhatIsKept:
             assert access_token(store) == access_token(store) == "1000.a"
             assert len(reads) == 2
 
-    def test_it_ends_after_its_time(self, store, database):
+    def test_it_ends_after_its_time(self, store, database, settle):
         store.save_token(live())
         settle()
         assert access_token(store) == "1000.a"
         change_elsewhere(database, "DELETE FROM oauthtoken")
         assert access_token(store) == "1000.a"
-        time.sleep(TTL)
+        settle()
         assert access_token(store) is None
 
     @pytest.mark.parametrize(("ahead", "left"), [(0.0, 4.0), (60.0, 50.0)])
@@ -143,7 +161,7 @@ def object_like_a_table():
 
 class TestWhatThisProcessChanges:
     @pytest.fixture
-    def kept(self, store):
+    def kept(self, store, settle):
         store.save_token(live())
         settle()
         assert access_token(store) == "1000.a"
@@ -176,7 +194,7 @@ class TestWhatThisProcessChanges:
         assert access_token(kept) is None
 
     @pytest.mark.parametrize("name", SERVERS)  # A reader of SQLite would find the file locked.
-    def test_what_a_session_of_the_applications_commits_later(self, provisioned, name):
+    def test_what_a_session_of_the_applications_commits_later(self, provisioned, name, settle):
         url = provisioned(name)
         empty(url)
         engine = create_engine(url)
@@ -233,7 +251,7 @@ def test_tenants_are_kept_apart_I1(database):
     engine.dispose()
 
 
-def test_a_child_begins_with_nothing(store, in_child, reads):
+def test_a_child_begins_with_nothing(store, in_child, reads, settle):
     store.save_token(live())
     settle()
     assert access_token(store) == "1000.a"

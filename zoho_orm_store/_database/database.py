@@ -422,11 +422,15 @@ class _AsyncDatabase(Database):
     async def _connect_and_work(
         self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
     ) -> T:
+        engine = (self._engines.writing if writes else self._engines.reading).sync_engine
+        pool = engine.pool
         connection = await self._connect(writes)
         try:
             return await connection.run_sync(_work, writes, work, args, remaining)
         finally:
             await connection.run_sync(_give_back)
+            if engine.pool is not pool:  # It was replaced meanwhile, and nobody else closes it.
+                await _close_connections(pool)
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., Any]]:
