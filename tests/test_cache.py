@@ -70,7 +70,7 @@ def clock(monkeypatch):
 
     for module in ("zoho_orm_store._cache", "zoho_orm_store.store"):
         monkeypatch.setattr(f"{module}.monotonic", monotonic)
-    yield offset
+    return offset
 
 
 @pytest.fixture
