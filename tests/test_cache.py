@@ -108,6 +108,17 @@ class TestWhatIsKept:
         second.set_access_token("changed")
         assert access_token(store) == "1000.a"
 
+    def test_a_lease_on_another_token_does_not_matter(self, store, reads, settle):
+        store.save_token(live())
+        expired = {"access_token": "1000.old", "expires_in": "1", "refresh_token": "1000.other"}
+        store.save_token(live(id="2", user="bob", **expired))
+        store.find_token_by_id("2")  # which the caller is to refresh
+        settle()
+        access_token(store)
+        del reads[:]
+        assert access_token(store) == "1000.a"
+        assert reads == []
+
     def test_by_default_nothing_is_kept(self, database, reads):
         with SQLAlchemyTokenStore(database) as store:
             store.save_token(live())

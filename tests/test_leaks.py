@@ -492,7 +492,8 @@ class TestFailures:
                     connection.close()
                     assert_nothing_leaks([lambda: use(connection)], failures=1)  # noqa: B023
 
-    def test_databases_that_cannot_be_reached(self, empty_database, tmp_path):
+    def test_databases_that_cannot_be_reached(self, empty_database, tmp_path, monkeypatch):
+        monkeypatch.setattr("zoho_orm_store.provision._PATIENCE", 2.0)  # for a server that starts
         url = empty_database
         if url.get_backend_name() == "sqlite":
             unreachable = [f"sqlite:///{tmp_path}/no/such/folder.db"]

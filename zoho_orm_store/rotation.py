@@ -35,6 +35,9 @@ __all__ = ["RotationSummary", "rotate_keys"]
 
 logger = logging.getLogger("zoho_orm_store")
 
+_TO_ERASE = 15.0
+"""Seconds to wait for the readers of a SQLite file that is to be rewritten."""
+
 _PASSES = 5
 _PAUSE = 0.005
 _BATCH = 100
@@ -109,7 +112,7 @@ def rotate_keys(
                 on_progress(done, max(total, done))
             left = database.read(count)
         try:
-            database.read(erase_deleted_values)
+            database.read(erase_deleted_values, timeout=_TO_ERASE)
         except DatabaseError as error:
             logger.warning(
                 "Old values may be left in the free space of the SQLite file, which could not be "

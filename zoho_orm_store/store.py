@@ -287,22 +287,22 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
         cache, coordinator = self._cache, self._coordinator
         if cache is not None:
             found = cache.get(operations.scope, id_)
-            if found is not None and self._is_settled(found):
+            if found is not None and self._is_usable(found, operations):
                 return Settled(found)
             read_at = monotonic()
         found = self._run(self._database.read, operations.get, id_)
+        if cache is not None and found is not None and self._is_usable(found, operations):
+            cache.keep(operations.scope, found, read_at)
         if coordinator is None or found is None or coordinator.is_settled(found):
-            if cache is not None and found is not None:
-                cache.keep(operations.scope, found, read_at)
             return Settled(found)
         look_again = partial(self._database.read, operations.get, id_)
         return coordinator.settle(found, None, look_again, operations.scope.parts)
 
-    def _is_settled(self, found: TokenRecord) -> bool:
+    def _is_usable(self, found: TokenRecord, operations: TokenOperations) -> bool:
         """Whether a token from memory may be used without a look at the database."""
         if self._coordinator is None:
             return not needs_refresh(found, time() + SLACK)
-        return self._coordinator.is_settled(found)
+        return self._coordinator.is_usable(found, operations.scope.parts)
 
     def _find(self, asked: TokenRecord) -> Settled:
         operations = self._operations_in_scope()

@@ -198,6 +198,18 @@ class RefreshCoordinator:
         is_live = found is not None and self._is_live(found, self._margin)
         return is_live and not _held_in_context.get()
 
+    def is_usable(self, found: TokenRecord, scope_parts: tuple[str, ...]) -> bool:
+        """Whether a token may be used from memory: it is live, and the caller has no lease on it.
+
+        A lease on another token, which the caller may have left, does not matter.
+        """
+        if not self._is_live(found, self._margin):
+            return False
+        if not _held_in_context.get():
+            return True
+        key = key_to_refresh(found, scope_parts)
+        return key is None or self.held(key) is None
+
     def settle(
         self,
         found: TokenRecord | None,

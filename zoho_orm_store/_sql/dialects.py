@@ -518,6 +518,10 @@ def overwriting_deleted_values(connection: Connection) -> Iterator[None]:
         connection.execute(text(f"PRAGMA secure_delete = {('OFF', 'ON', 'FAST')[before or 0]}"))
 
 
+_PATIENCE_TO_ERASE = 1000
+"""Milliseconds to wait for the readers of a SQLite file that is to be rewritten."""
+
+
 def erase_deleted_values(connection: Connection) -> None:
     """Rewrite a SQLite file without its free space, and empty its logs.
 
@@ -529,14 +533,17 @@ def erase_deleted_values(connection: Connection) -> None:
     # Not through SQLAlchemy, whose transaction would not allow it.
     cursor = connection.connection.cursor()
     try:
-        cursor.execute("PRAGMA journal_size_limit")
-        (limit,) = cursor.fetchone() or (-1,)
-        cursor.execute("PRAGMA journal_size_limit = 0")
+        before: dict[str, int] = {}
+        for name, value in (("journal_size_limit", 0), ("busy_timeout", _PATIENCE_TO_ERASE)):
+            cursor.execute(f"PRAGMA {name}")
+            (before[name],) = cursor.fetchone() or (0,)
+            cursor.execute(f"PRAGMA {name} = {value}")
         try:
             cursor.execute("VACUUM")
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
-            cursor.execute(f"PRAGMA journal_size_limit = {int(limit)}")
+            for name, value in before.items():
+                cursor.execute(f"PRAGMA {name} = {value}")
     finally:
         cursor.close()
 
