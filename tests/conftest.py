@@ -16,11 +16,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,10 +50,10 @@ from zoho_orm_store import (
 )
 from zoho_orm_store._tokens import TokenOperations
 from zoho_orm_store.encryption import generate_key
+from zoho_orm_store.testing import LoopbackZoho
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from sqlalchemy import URL
 
@@ -379,6 +382,70 @@ def store(route: Route, route_url: URL | None) -> Iterator[object]:
 def operations(cipher=None) -> TokenOperations:
     """What a store does with the tokens in our table."""
     return TokenOperations.of_model(StoredToken, None, cipher)
+
+
+@pytest.fixture
+def zoho() -> Iterator[LoopbackZoho]:
+    """A stand-in for Zoho with Zoho's limits."""
+    with LoopbackZoho() as zoho:
+        yield zoho
+
+
+@pytest.fixture
+def log_in(
+    zoho: LoopbackZoho, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., object]]:
+    """Start the SDK with a grant code, for a user if one is named, and return the token."""
+    import sdk_process
+    from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
+    from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
+    from zohocrmsdk.src.com.zoho.crm.api.user_signature import UserSignature
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(Initializer, "initializer", None)
+
+    def log_in(store: object, code: str, user: str | None = None) -> object:
+        token = OAuthToken(
+            client_id=zoho.client_id,
+            client_secret=zoho.client_secret,
+            grant_token=code,
+            redirect_url=zoho.redirect_url,
+            user_signature=user and UserSignature(user),
+        )
+        sdk_process.start(zoho, token, store, tmp_path)
+        return token
+
+    yield log_in
+    Initializer.LOCAL.init = None
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package as its wheel installs it."""
+    folder = tmp_path_factory.mktemp("wheel")
+
+    packages = folder / "packages"
+
+    def python(*arguments: object) -> str:
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(packages)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    root = Path(__file__).parent.parent
+    python("-m", "build", "-q", "--no-isolation", "--wheel", "--outdir", folder, root)
+    (wheel,) = folder.glob("*.whl")
+    pip = ("-m", "pip", "install", "-q", "--no-deps", "--no-warn-conflicts", "--no-index")
+    python(*pip, "--target", packages, wheel)
+    where = python("-c", "import zoho_orm_store; print(zoho_orm_store.__file__)")
+    assert where.startswith(str(packages))
+    return packages
 
 
 @pytest.fixture

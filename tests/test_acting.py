@@ -17,17 +17,10 @@ from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
 from zoho_orm_store import ConfigurationError, MemoryTokenStore, RefreshPolicy
 from zoho_orm_store._sdk.conversion import record_from
-from zoho_orm_store.testing import LoopbackZoho
 
 ADA, BOB = "ada@example.com", "bob@example.com"
 
 on_each_database = on_routes(MEMORY, *BY_DATABASE)
-
-
-@pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
 
 
 @pytest.fixture

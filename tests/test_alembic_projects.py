@@ -44,21 +44,6 @@ class Thing(Base):
 OURS = {"oauthtoken", "oauthtoken_refresh_lease"}
 
 
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """A folder with the package as its wheel installs it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = (sys.executable, "-m", "build", "-q", "--no-isolation", "--wheel")
-    run(*build, "--outdir", str(folder), cwd=ROOT)
-    (wheel,) = folder.glob("*.whl")
-    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-warn-conflicts")
-    run(*pip, "--target", str(folder / "packages"), str(wheel))
-    packages = folder / "packages"
-    where = (sys.executable, "-c", "import zoho_orm_store; print(zoho_orm_store.__file__)")
-    assert str(packages) in run(*where, cwd=folder, PYTHONPATH=str(packages))
-    return packages
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_written_into_the_package(request):
     """Alembic puts a new revision beside its parent, which may be one of ours."""

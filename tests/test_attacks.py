@@ -11,6 +11,7 @@ from databases import SERVERS
 from sdk_tokens import make_token
 from sqlalchemy import create_engine, event, insert, make_url, select, text, update
 from test_encryption import RECORD, ReversingCipher
+from test_migrations import SAMPLE_DDL
 from typer.testing import CliRunner
 from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
 
@@ -361,14 +362,6 @@ class TestContext:
             assert [context for kind, context in seen if kind == "decrypt"][:2] == encrypted
 
 
-SAMPLE = """
-CREATE TABLE oauthtoken (id varchar(10) NOT NULL, user_name varchar(255), client_id varchar(255),
-  client_secret varchar(255), refresh_token varchar(255), access_token varchar(255),
-  grant_token varchar(255), expiry_time varchar(20), redirect_url varchar(255),
-  api_domain varchar(255), primary key (id))
-"""
-
-
 @pytest.mark.parametrize("journal", ["DELETE", "PERSIST", "WAL"])
 def test_no_secret_of_an_adopted_file_is_left_J3(tmp_path, journal):
     """Whatever SQLite was compiled with: Debian's overwrites what it deletes, upstream's not."""
@@ -382,7 +375,7 @@ def test_no_secret_of_an_adopted_file_is_left_J3(tmp_path, journal):
 
     secrets = [f"1000.{kind}.{number:060}" for number in range(200) for kind in ("r", "a", "s")]
     with engine.begin() as connection:
-        connection.execute(text(SAMPLE))
+        connection.execute(text(SAMPLE_DDL))
         for number in range(200):
             refresh, access, secret = secrets[3 * number : 3 * number + 3]
             connection.execute(

@@ -26,7 +26,7 @@ from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
 from zoho_orm_store import MemoryTokenStore, SQLAlchemyTokenStore
 from zoho_orm_store._sdk.conversion import record_from
-from zoho_orm_store.testing import DEFAULT_USER, Counts, LoopbackZoho
+from zoho_orm_store.testing import DEFAULT_USER, Counts
 from zoho_orm_store.transfer import (
     SDK_COLUMNS,
     FileStoreFile,
@@ -39,12 +39,6 @@ ADA = "ada@example.com"
 BOB = "bob@example.com"
 ASYNC_DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy")
 LEADS = ["Byron", "Murray", "O'Brien"]
-
-
-@pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from conftest import CHROMIUM, empty
 from playwright.sync_api import sync_playwright
 
 from zoho_orm_store import SQLAlchemyTokenStore
-from zoho_orm_store.testing import SERVER_ERROR, LoopbackZoho
+from zoho_orm_store.testing import SERVER_ERROR
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
@@ -55,12 +55,6 @@ def served(app, listener=None):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
-
-
-@pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
 
 
 @pytest.fixture

@@ -29,12 +29,6 @@ from zoho_orm_store.testing import (
 TOKEN = re.compile(r"1000\.[0-9a-f]{32}\.[0-9a-f]{32}")
 
 
-@pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
-
-
 def exchange(zoho, grant_token, **changes):
     form = {
         "grant_type": "authorization_code",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
-import sdk_process
 from conftest import BY_DATABASE, MEMORY, in_memory, on_routes, open_store
 from reliability import record
 from sdk_tokens import known, make_token
@@ -17,7 +17,7 @@ from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 from zohocrmsdk.src.com.zoho.crm.api.user_signature import UserSignature
 
 from zoho_orm_store._sdk.conversion import record_from
-from zoho_orm_store.testing import SERVER_ERROR, LoopbackZoho
+from zoho_orm_store.testing import SERVER_ERROR
 
 USER = "tenant 7"
 
@@ -25,30 +25,9 @@ on_each_database = on_routes(MEMORY, *BY_DATABASE)
 
 
 @pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
-
-
-@pytest.fixture
-def log_in(zoho, tmp_path, monkeypatch):
+def log_in(log_in):
     """Start the SDK for the tenant with a grant code, and return the token."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(Initializer, "initializer", None)
-
-    def log_in(store, code, user=USER):
-        token = OAuthToken(
-            client_id=zoho.client_id,
-            client_secret=zoho.client_secret,
-            grant_token=code,
-            redirect_url=zoho.redirect_url,
-            user_signature=UserSignature(user),
-        )
-        sdk_process.start(zoho, token, store, tmp_path)
-        return token
-
-    yield log_in
-    Initializer.LOCAL.init = None
+    return partial(log_in, user=USER)
 
 
 def token_requests(zoho):

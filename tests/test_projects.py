@@ -17,7 +17,6 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,8 +26,6 @@ import pytest
 from databases import fresh_database
 from programs import SCRIPTS, free_port, running
 from test_migrations import SAMPLE_DDL
-
-from zoho_orm_store.testing import LoopbackZoho
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -46,18 +43,6 @@ LEADS = ["Byron", "Murray", "O'Brien"]
 """What a user reads at the stand-in."""
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """A folder with the package as its wheel installs it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = (sys.executable, "-m", "build", "-q", "--no-isolation", "--wheel")
-    run(*build, "--outdir", folder, cwd=ROOT)
-    (wheel,) = folder.glob("*.whl")
-    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-warn-conflicts")
-    run(*pip, "--no-index", "--target", folder / "packages", wheel, cwd=folder)
-    return folder / "packages"
 
 
 def run(*command, cwd, env=None):
@@ -146,12 +131,6 @@ class Shell:
         options = {"cwd": self.folder, "env": self.environment}
         with running(("bash", "-c", script), port, **options) as self.log:
             yield
-
-
-@pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
 
 
 @pytest.fixture

@@ -11,13 +11,10 @@ from sdk_releases import SWITCHES_FIRST, fails_before
 from sdk_tokens import make_token
 from zohocrmsdk.src.com.zoho.api.authenticator.oauth_token import OAuthToken
 from zohocrmsdk.src.com.zoho.crm.api.exception import SDKException
-from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
-from zohocrmsdk.src.com.zoho.crm.api.user_signature import UserSignature
 
 from zoho_orm_store import MemoryTokenStore
 from zoho_orm_store._sdk.conversion import record_from
 from zoho_orm_store.errors import ConfigurationError
-from zoho_orm_store.testing import LoopbackZoho
 
 on_each_database = on_routes(MEMORY, *BY_DATABASE)
 
@@ -26,32 +23,6 @@ on_each_database = on_routes(MEMORY, *BY_DATABASE)
 def forgetful(route, route_url):
     with open_store(route, route_url, used_grants="forget") as store:
         yield store
-
-
-@pytest.fixture
-def zoho():
-    with LoopbackZoho() as zoho:
-        yield zoho
-
-
-@pytest.fixture
-def log_in(zoho, tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(Initializer, "initializer", None)
-
-    def log_in(store, code, user=None):
-        token = OAuthToken(
-            client_id=zoho.client_id,
-            client_secret=zoho.client_secret,
-            grant_token=code,
-            redirect_url=zoho.redirect_url,
-            user_signature=user and UserSignature(user),
-        )
-        sdk_process.start(zoho, token, store, tmp_path)
-        return token
-
-    yield log_in
-    Initializer.LOCAL.init = None
 
 
 def stored(store):
