@@ -289,7 +289,7 @@ class TokenOperations:
         return [*map(self._decrypted_or_error, self._execute(connection, page, parameters))]
 
     def misplaced(self, connection: Connection) -> Iterator[UnreadableTokenError]:
-        """Yield an error for each token whose row has another token's identity.
+        """Yield an error for each token whose row cannot be read, or has another's identity.
 
         Somebody has planted or changed the row. Without a scope, those of tenants cannot be told.
         """
@@ -298,11 +298,9 @@ class TokenOperations:
             parameters = {"after": after, "limit": _LOOKED_AT}
             rows = self._execute(connection, self._statements.with_identity, parameters).all()
             for row in rows:
-                record = self._decrypted_or_error(row[: len(RECORD_COLUMNS)])
-                if not isinstance(record, TokenRecord):
-                    continue
-                if not self._digests.is_identity(record, row.identity):
-                    yield misplaced(record)
+                found = self._decrypted_in_scope(row)
+                if isinstance(found, UnreadableTokenError):
+                    yield found
             if len(rows) < _LOOKED_AT:
                 return
             after = rows[-1].id

@@ -71,28 +71,6 @@ class MemoryTokenStore(TokenStoreAdapter):
         notice_fork()
         return self._lock
 
-    def expire(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
-        """End an access token before its hour is over: the SDK refreshes it at its next use.
-
-        Args:
-            id: The token's id.
-
-        Returns:
-            Whether there was such a token.
-
-        Raises:
-            InvalidTokenError: The id is not text.
-        """
-        check_text("id", id)
-        ended = int(time() * 1000) - 1
-        with self._turn():
-            is_stored = any(record.id == id for record in self._records)
-            self._records = [
-                replace(record, expiry_time=ended) if record.id == id else record
-                for record in self._records
-            ]
-        return is_stored
-
     def _get(self, id_: str) -> Settled:
         check_text("id", id_)
         return Settled(next((record for record in self._records if record.id == id_), None))
@@ -140,6 +118,17 @@ class MemoryTokenStore(TokenStoreAdapter):
     def _delete_all(self) -> None:
         with self._turn():
             self._records = []
+
+    def _expire(self, id_: str) -> bool:
+        check_text("id", id_)
+        ended = int(time() * 1000) - 1
+        with self._turn():
+            is_stored = any(record.id == id_ for record in self._records)
+            self._records = [
+                replace(record, expiry_time=ended) if record.id == id_ else record
+                for record in self._records
+            ]
+        return is_stored
 
     def _tokens(self) -> list[OAuthToken]:
         return [*map(token_from, self._records)]

@@ -252,22 +252,6 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
                 self._is_new = True  # The next transaction makes the tables first.
             raise without_frames(error)  # noqa: B904 - it must have no cause
 
-    @our_errors
-    def expire(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
-        """End an access token before its hour is over: the next caller refreshes it.
-
-        Args:
-            id: The token's id.
-
-        Returns:
-            Whether there was such a token.
-
-        Raises:
-            DatabaseError: The database failed.
-        """
-        operations = self._operations_in_scope()
-        return self._run(self._database.write, operations.expire, id)
-
     def close(self) -> None:
         """Give back every connection and thread.
 
@@ -377,6 +361,11 @@ class SQLAlchemyTokenStore(TokenStoreAdapter):
     def _delete_all(self) -> None:
         operations = self._operations_in_scope()
         self._run(self._database.write, operations.delete_all)
+
+    @our_errors
+    def _expire(self, id_: str) -> bool:
+        operations = self._operations_in_scope()
+        return self._run(self._database.write, operations.expire, id_)
 
     def _tokens(self) -> list[OAuthToken]:
         operations = self._operations_in_scope()

@@ -37,9 +37,6 @@ from zoho_orm_store.refresh import RefreshPolicy, RefreshStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["Clock", "Held", "Leases", "RefreshCoordinator", "Settled", "Wait"]
 
@@ -292,7 +289,8 @@ class RefreshCoordinator:
         return held.seen
 
     def _refresh_or_wait(self, request: _Request, found: TokenRecord | None) -> Settled:
-        with Wait(self._clock, self._policy, self.observe_wait) as wait:
+        with ExitStack() as observing:
+            wait = Wait(self._clock, self._policy, self.observe_wait, observing)
             return self._take_turns(request, found, wait)
 
     def _take_turns(self, request: _Request, found: TokenRecord | None, wait: Wait) -> Settled:
@@ -472,7 +470,8 @@ class Wait:
     Args:
         clock: The time.
         policy: How long waits last.
-        observe: Opened at the first pause, and closed at the end of the ``with`` block.
+        observe: Opened at the first pause.
+        observing: Closes at the end of the wait what was opened.
 
     Attributes:
         outcome: How the wait has ended: the name of a counter in the stats; ``None`` after an
@@ -484,27 +483,17 @@ class Wait:
         clock: Clock,
         policy: RefreshPolicy,
         observe: Callable[[Wait], AbstractContextManager[object]] | None,
+        observing: ExitStack,
     ) -> None:
         self.outcome: str | None = None
         self._observe = observe
-        self._observing = ExitStack()
+        self._observing = observing
         self._clock = clock
         self._longest = policy.wait
         self._started = self._owner_since = clock.monotonic()
         self._owner: object = None
         self._next_pause = _FIRST_PAUSE
         self._paused = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._observing.__exit__(exc_type, exc, traceback)
 
     @property
     def seconds(self) -> float:

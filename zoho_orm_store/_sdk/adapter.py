@@ -121,6 +121,10 @@ class TokenStoreAdapter(TokenStore):
         """Delete every token."""
 
     @abstractmethod
+    def _expire(self, id_: str) -> bool:
+        """End the access token with an id, and return whether there was such a token."""
+
+    @abstractmethod
     def _tokens(self) -> list[OAuthToken]:
         """Every token, oldest first."""
 
@@ -162,6 +166,21 @@ class TokenStoreAdapter(TokenStore):
             raise missing_id_exception()
         with acting.switched_to(self, token) as switched:
             yield switched
+
+    def expire(self, id: str) -> bool:  # noqa: A002 - the SDK's name for it
+        """End an access token before its hour is over: the next caller refreshes it.
+
+        Args:
+            id: The token's id.
+
+        Returns:
+            Whether there was such a token.
+
+        Raises:
+            InvalidTokenError: The id is not text.
+            DatabaseError: The database failed.
+        """
+        return self._expire(id)
 
     def close(self) -> None:
         """Give back connections and threads, if the store has any."""
