@@ -283,7 +283,7 @@ def test_a_batch_to_rotate_begins_where_the_last_one_ended(planned):
 def test_a_batch_to_import_is_looked_up_by_the_indexes(planned):
     planner, primary_key = planned
     records = [token(number) for number in range(ROWS, ROWS + 20)]
-    statements = planner.plans_of(lambda tokens, connection: tokens.are_new(connection, records))
+    statements = planner.plans_of(lambda tokens, connection: tokens.add_new(connection, records))
     used = set().union(*(statement.indexes for statement in statements))
     assert not any(statement.scans for statement in statements), statements
     assert {primary_key, INDEX_OF[Lookup.USER], INDEX_OF[Lookup.REFRESH]} <= used

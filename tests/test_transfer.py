@@ -8,6 +8,7 @@ import io
 import itertools
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,14 @@ from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
 
-from zoho_orm_store import ConfigurationError, InvalidTokenError, SQLAlchemyTokenStore, provision
+from zoho_orm_store import (
+    ConfigurationError,
+    FernetCipher,
+    InvalidTokenError,
+    SQLAlchemyTokenStore,
+    generate_key,
+    provision,
+)
 from zoho_orm_store.transfer import (
     FILE_HEADER,
     FileStoreFile,
@@ -309,6 +317,48 @@ class TestFileStore:
         told.clear()
         import_tokens(FileStoreFile(path), database, dry_run=True, on_progress=told.append)
         assert told == [500, 1000, 1200]
+
+
+@pytest.mark.parametrize("number_of_keys", [0, 2])
+def test_two_imports_at_once_beside_workers_end_with_one_row_each_E4_E7(
+    tmp_path, database, number_of_keys
+):
+    """Some workers know a token by its refresh token alone, others by its user as well."""
+    path, numbers = tmp_path / "many.txt", range(520)
+    with path.open("w", newline="") as opened:
+        lines = csv.writer(opened)
+        lines.writerow(FILE_HEADER)
+        lines.writerows([n, f"u{n}", "c", "s", f"r{n}", "", "", "", "", ""] for n in numbers)
+    keys = [generate_key() for _ in range(number_of_keys)]
+    # In the middle of a change of keys, processes encrypt under different ones.
+    ciphers = [FernetCipher(keys), FernetCipher(keys[::-1])] if keys else [None, None]
+
+    def save(cipher, *, knows_user):
+        with SQLAlchemyTokenStore(database, cipher=cipher) as store:
+            for n in numbers[::20]:
+                user = f"u{n}" if knows_user else None
+                token = make_token(
+                    refresh_token=f"r{n}", access_token=f"a{n}", client_id="c", user=user
+                )
+                store.save_token(token)
+
+    with ThreadPoolExecutor(4) as pool:
+        work = [
+            *(
+                pool.submit(import_tokens, FileStoreFile(path), database, cipher=each)
+                for each in ciphers
+            ),
+            pool.submit(save, ciphers[0], knows_user=True),
+            pool.submit(save, ciphers[1], knows_user=False),
+        ]
+        summaries = [each.result() for each in work][:2]
+    assert all(summary.refused == () for summary in summaries)
+    with SQLAlchemyTokenStore(database, cipher=ciphers[0]) as store:
+        tokens = store.get_tokens()
+    assert len(tokens) == len(numbers)
+    assert {(t.get_user_signature().get_name(), t.get_refresh_token()) for t in tokens} == {
+        (f"u{n}", f"r{n}") for n in numbers
+    }
 
 
 class TestTables:

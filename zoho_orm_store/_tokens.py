@@ -13,9 +13,12 @@ from dataclasses import replace
 from datetime import timedelta
 from difflib import get_close_matches
 from itertools import chain
+from operator import itemgetter
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
+
+from sqlalchemy import exc, insert
 
 from zoho_orm_store._cache import tell_changed
 from zoho_orm_store._database.drivers import redacted_url
@@ -367,24 +370,62 @@ class TokenOperations:
             rows = self._lock_holders(connection, merged(stored, asked))
         return self._update(connection, stored, asked, seen, self._readable(rows), own)
 
-    def are_new(self, connection: Connection, records: Sequence[TokenRecord]) -> Sequence[bool]:
-        """Whether each of several tokens is certainly not stored: many at once, for `add`.
+    def add_new(
+        self, connection: Connection, asked: Sequence[TokenRecord]
+    ) -> Sequence[TokenRecord | None]:
+        """Save those of many tokens that are certainly not stored yet, in a few statements.
 
-        No row has its id or one of the values by which it is found, and no other of the tokens.
+        No row has such a token's id or one of the values by which it is found, and no other of the
+        tokens has.
+
+        Args:
+            connection: See `save`.
+            asked: What is known of the tokens.
+
+        Returns:
+            For each token its row, or ``None``: `save` it, or learn why it cannot be saved.
 
         Raises:
-            CipherError: One may be among the tokens under a key that is not known.
+            CipherError: A token may be stored under a key that is not known, or the cipher failed.
+            DatabaseError: Another writer was faster; run the transaction again.
         """
         limit_lock_wait(connection)
         self._refuse_unknown_keys(connection)
-        known = [{*self._marks(record)} for record in records]
-        counted = Counter(mark for marks in known for mark in marks)
+        new = self._not_stored(connection, asked)
+        if new:
+            self._check_required({})
+        if new and has_row_locks(connection):
+            found = self._found_in_turn(connection, [*new.values()])
+            new = {
+                place: row
+                for place, row in new.items()
+                if found.isdisjoint(self._marks_in_turn(row))
+            }
+        if new:
+            values = [self._values(row) | dict(self.scope.values) for row in new.values()]
+            try:
+                connection.execute(insert(self.table), values)
+            except exc.IntegrityError:
+                raise _changed_meanwhile() from None
+        return [new.get(place) for place in range(len(asked))]
+
+    def _not_stored(
+        self, connection: Connection, asked: Sequence[TokenRecord]
+    ) -> dict[int, TokenRecord]:
+        """The rows of those tokens that can be stored and are not, by their places."""
+        known = {place: {*self._marks(each)} for place, each in enumerate(asked) if _is_whole(each)}
+        counted = Counter(mark for marks in known.values() for mark in marks)
         taken = {mark for mark, number in counted.items() if number > 1}
         for column in ("id", *_FINDING):
             values = [value for name, value in counted if name == column]
             found = connection.execute(self._statements.taken(column), {"values": values})
             taken |= {(column, value) for value in found.scalars()}
-        return [marks.isdisjoint(taken) for marks in known]
+        new = {place: asked[place] for place, marks in known.items() if marks.isdisjoint(taken)}
+        now = utc_now()
+        return {
+            place: replace(each, id=each.id or uuid4().hex, created_at=now, updated_at=now)
+            for place, each in new.items()
+        }
 
     def _marks(self, record: TokenRecord) -> Iterator[tuple[str, str]]:
         """The id and the digests by which a row would be found, by column."""
@@ -395,18 +436,57 @@ class TokenOperations:
                 for digest in digests if isinstance(digests, list) else [digests]:
                     yield column, str(digest)
 
-    def add(self, connection: Connection, asked: TokenRecord) -> TokenRecord:
-        """Save a token that `are_new`, unless another writer was faster.
+    def _found_in_turn(
+        self, connection: Connection, new: Sequence[TokenRecord]
+    ) -> set[tuple[str, str]]:
+        """Wait for other saves of the same tokens, and return what their rows are found by.
 
-        Returns:
-            The row as it is now.
-
-        Raises:
-            InvalidTokenError: The token cannot be stored as it is, or has no credential.
-            DatabaseError: Another writer changed the row; run the transaction again.
+        Until the transaction ends, other saves wait for this one.
         """
-        asked.check_storable()
-        return self._save_new(connection, asked, None, {})
+        turns = [
+            dict(self.scope.values)
+            | {
+                "id": uuid4().hex,
+                "identity": identity,
+                "refresh_digest": self._digests.of(row)[DIGESTS["refresh_token"]],
+                "created_at": row.created_at,
+                "updated_at": row.updated_at,
+            }
+            for row in new
+            for identity in self._turns(row)
+        ]
+        if not turns:
+            return set()
+        turns.sort(key=itemgetter("identity"))  # Two imports at once do not block each other.
+        insert_unless_present(connection, self.table, turns)
+        ids = {turn["id"] for turn in turns}
+        found: set[tuple[str, str]] = set()
+        for column in ("refresh_digest", "identity"):
+            marks = (mark for row in new for mark in self._marks_in_turn(row))
+            values = [value for name, value in marks if name == column]
+            if values:
+                holders = self._statements.holders(column)
+                parameters = {"values": values, **self._in_scope}
+                rows = lock_rows_by_index(connection, holders, parameters, self.table, column)
+                found |= {(column, row.held) for row in rows if row.id not in ids}
+        connection.execute(self._statements.delete_ids, {"ids": [*ids], **self._in_scope})
+        return found
+
+    def _turns(self, new: TokenRecord) -> Iterator[str]:
+        """The identities by which other saves of a token wait for this one."""
+        if new.refresh_token is not None:
+            yield self._digests.claim(new)
+        if self._digests.are_keyed:
+            yield self._digests.turn(new)
+
+    def _marks_in_turn(self, new: TokenRecord) -> Iterator[tuple[str, str]]:
+        """The digests by which a row would be found that another save has inserted meanwhile.
+
+        Without keys, the unique index on identities refuses the second row.
+        """
+        yield from (mark for mark in self._marks(new) if mark[0] == "refresh_digest")
+        if self._digests.are_keyed:
+            yield from (("identity", each) for each in self._digests.identities([identity_of(new)]))
 
     def expire(self, connection: Connection, id: str) -> bool:  # noqa: A002
         """End the access token of the row with an id, and return whether there was such a row."""
@@ -906,6 +986,16 @@ def _check_scope(table: Table, name: str, value: object) -> None:
 
 def _shape(filters: Filters) -> tuple[bool, bool, bool | None]:
     return (filters.user_name is not None, filters.client_id is not None, filters.expired)
+
+
+def _is_whole(asked: TokenRecord) -> bool:
+    """Whether a token can be stored as a row of its own."""
+    try:
+        asked.check_storable()
+        check_credentials(asked)
+    except InvalidTokenError:
+        return False
+    return True
 
 
 def _check_record(asked: object) -> None:

@@ -355,9 +355,9 @@ def import_tokens(
     def save_all(connection: Connection, tokens: Iterable[Found]) -> _Tally:
         tally = _Tally()
         for batch in _batches(tokens):
-            new = _new_ones(connection, operations, batch)
-            for number, found in enumerate(batch):
-                _save(connection, operations, found, tally, is_new=number in new)
+            added = _add_new(connection, operations, batch)
+            for place, found in enumerate(batch):
+                _save(connection, operations, found, added.get(place), tally)
                 if strict and tally.refused:
                     raise InvalidTokenError(f"Nothing was imported, because of {tally.refused[0]}")
                 if len(imported.refused) + len(tally.refused) >= _MOST_REFUSED:
@@ -394,45 +394,32 @@ def _batches(source: Iterable[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-def _new_ones(
+def _add_new(
     connection: Connection, operations: TokenOperations, batch: Sequence[Found]
-) -> set[int]:
-    """The places of the tokens in a batch that are certainly not stored yet.
+) -> dict[int, TokenRecord]:
+    """Save those tokens of a batch that are certainly new; return their rows by their places.
 
-    Otherwise each of them would be looked up by all of its values, which takes most of the time.
+    To look each of them up by all of its values would take most of the time.
     """
-    records = {
-        place: found.record
-        for place, found in enumerate(batch)
-        if found.record is not None and _is_storable(found.record)
-    }
-    are_new = operations.are_new(connection, [*records.values()])
-    return {place for place, is_new in zip(records, are_new, strict=True) if is_new}
-
-
-def _is_storable(record: TokenRecord) -> bool:
-    try:
-        record.check_storable()
-    except InvalidTokenError:
-        return False
-    return True
+    records = {place: each.record for place, each in enumerate(batch) if each.record is not None}
+    rows = operations.add_new(connection, [*records.values()])
+    return {place: row for place, row in zip(records, rows, strict=True) if row is not None}
 
 
 def _save(
     connection: Connection,
     operations: TokenOperations,
     found: Found,
+    added: TokenRecord | None,
     tally: _Tally,
-    *,
-    is_new: bool,
 ) -> None:
     if found.record is None:
         tally.refused.append(f"{found.where}: {found.problem}")
         return
     try:
-        if is_new:
+        if added is not None:
             outcome: Outcome = "added"
-            id_ = operations.add(connection, found.record).id
+            id_ = added.id
         else:
             outcome, id_ = _save_record(connection, operations, found.record)
     except InvalidTokenError as error:

@@ -34,7 +34,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from zoho_orm_store.errors import ConfigurationError, DatabaseTimeoutError, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection, Insert, Result, Select, Table
     from sqlalchemy.sql.compiler import SQLCompiler
@@ -188,17 +188,18 @@ def check_text_is_kept(connection: Connection, table: Table) -> None:
 def insert_unless_present(
     connection: Connection,
     table: Table,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     values: Mapping[str, ColumnElement[Any]] | None = None,
 ) -> None:
-    """Insert a row, or do nothing if its primary key or a unique value exists.
+    """Insert a row or several, or do nothing if a primary key or a unique value exists.
 
     It waits for a concurrent transaction that inserts the same.
 
     Args:
         connection: The connection.
         table: The table.
-        parameters: The row's values by column, or the parameters of ``values``.
+        parameters: The row's values by column, or the parameters of ``values``; of each row, if
+            there are several.
         values: Expressions for the row's values.
     """
     statement = _insert_statement(table, connection.dialect.name)

@@ -90,6 +90,9 @@ class TokenStatements:
         self.lock_by_identity = self.by_identity.with_for_update()
         self.update = update(table).where(self._has_id, *self._in_scope)
         self.delete = delete(table).where(self._has_id, *self._in_scope)
+        self.delete_ids = delete(table).where(
+            columns.id.in_(bindparam("ids", expanding=True)), *self._in_scope
+        )
         self.delete_all = delete(table).where(*self._in_scope)
         self.id_in_any_scope = select(columns.id).where(self._has_id)
         self.ids = self._next(select(columns.id).where(*self._in_scope))
@@ -131,6 +134,16 @@ class TokenStatements:
         """Which of some ``values`` a column holds already, in any scope."""
         stored = self._columns[column]
         return select(stored).where(stored.in_(bindparam("values", expanding=True)))
+
+    @cache
+    def holders(self, column: str) -> Select[Any]:
+        """The rows that hold one of some ``values`` in a column: their ids, and which; locked."""
+        held = self._columns[column]
+        return (
+            select(self._columns.id, held.label("held"))
+            .where(held.in_(bindparam("values", expanding=True)), *self._in_scope)
+            .with_for_update()
+        )
 
     @cache
     def lock_refresh_token(self, *, user: bool, client: bool) -> Select[Any]:
