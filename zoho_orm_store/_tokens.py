@@ -599,10 +599,12 @@ class TokenOperations:
         if not records or not self._digests.are_keyed:
             return set()
         by_identity = {identity_of(record): record for record in records}
+        by_id = {record.id: record for record in records}
         asked = {"identity": self._digests.identities([*by_identity])}
         rows = self._execute(connection, self._statements.by_identity, asked).all()
+        others = self._readable([row for row in rows if row.id not in by_id])
         done: set[str] = set()
-        for twin in self._readable(rows):
+        for twin in (*records, *others):
             record = by_identity.get(identity_of(twin))
             if record is None or record.id == twin.id or record.id is None or twin.id is None:
                 continue
