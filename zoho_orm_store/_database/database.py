@@ -23,7 +23,7 @@ from sqlalchemy.util import greenlet_spawn
 from typing_extensions import TypeVarTuple, Unpack
 
 from zoho_orm_store._database.drivers import limit_time, refuse_under_gevent
-from zoho_orm_store._database.engines import engines_for
+from zoho_orm_store._database.engines import engines_for, leave_to_parent
 from zoho_orm_store._database.errors import connect_error, leaves_connection_unusable, translate
 from zoho_orm_store._database.forks import (
     begin_work,
@@ -32,7 +32,11 @@ from zoho_orm_store._database.forks import (
     tell_forked_children,
 )
 from zoho_orm_store._database.loop import LoopThread
-from zoho_orm_store._database.sqlite_file import check_not_replaced, is_watched
+from zoho_orm_store._database.sqlite_file import (
+    check_not_replaced,
+    is_watched,
+    reads_present_file,
+)
 from zoho_orm_store._sql.dialects import leave_autocommit, prepare_to_write, set_busy_timeout
 from zoho_orm_store.errors import (
     DatabaseError,
@@ -94,7 +98,8 @@ def open_database(
     """
     engines = engines_for(bind, timeout, pooler=pooler, engine_options=engine_options)
     if isinstance(engines.writing, Engine):
-        return _SyncDatabase(engines, timeout, retry_for)
+        make = _SQLiteFile if engines.keeps_reader else _SyncDatabase
+        return make(engines, timeout, retry_for)
     return _AsyncDatabase(engines, timeout, retry_for)
 
 
@@ -369,6 +374,62 @@ class _SyncDatabase(Database):
             return engine.connect()
         except Exception as error:  # noqa: BLE001 - drivers raise anything here
             raise connect_error(error, self.url, wait_for_server=writes) from None
+
+
+class _SQLiteFile(_SyncDatabase):
+    """A SQLite file of a URL, whose reads use one connection in turns.
+
+    To take a connection from the pool for each, and to end its transaction, would take longer than
+    a lookup.
+    """
+
+    def __init__(
+        self, engines: Engines[Engine], timeout: float | None, retry_for: float | None
+    ) -> None:
+        super().__init__(engines, timeout, retry_for)
+        self._kept: list[Connection] = []
+
+    def close(self) -> None:
+        super().close()
+        self._close_kept()
+
+    def _forked(self) -> None:
+        super()._forked()
+        leave_to_parent(*self._kept)
+        self._kept = []
+
+    def _attempt(
+        self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
+    ) -> T:
+        if writes:
+            return super()._attempt(writes, work, args, remaining)
+        connection: Connection | None = None
+        with suppress(IndexError):  # `close` may be faster.
+            connection = self._kept.pop()
+        if connection is not None and not reads_present_file(connection):
+            _give_back(connection)
+            connection = None
+        connection = connection or self._connect(writes)
+        try:
+            result = _work(connection, writes, work, args, remaining)
+            is_idle = not getattr(connection.connection.driver_connection, "in_transaction", True)
+        except BaseException:
+            _give_back(connection)
+            raise
+        if is_idle:
+            self._kept.append(connection)
+        else:
+            _give_back(connection)
+        if self._closed:
+            self._close_kept()
+        return result
+
+    def _close_kept(self) -> None:
+        with suppress(IndexError):
+            while True:
+                connection = self._kept.pop()
+                connection.invalidate()  # Its pool may be disposed of, and not take it back.
+                connection.close()
 
 
 class _AsyncDatabase(Database):

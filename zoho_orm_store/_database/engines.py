@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
     from sqlalchemy.engine import Dialect
 
-__all__ = ["Bind", "Engines", "engines_for"]
+__all__ = ["Bind", "Engines", "engines_for", "leave_to_parent"]
 
 E = TypeVar("E", Engine, AsyncEngine)
 
@@ -61,7 +61,7 @@ _LOGGING_NAME = "zoho_orm_store"
 """What follows ``sqlalchemy.engine.Engine.`` in the name of our engines' logger."""
 
 _inherited: list[object] = []
-"""Pools of a parent process. Finalizing one in a child would close the parent's connections."""
+"""What a child has of its parent. Finalizing it would close the parent's connections."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,18 @@ class Engines(Generic[E]):
         writing: For transactions.
         owned: Whether the store made them or their pools, and disposes of them.
         limits_time: Whether their connections must be told how long they may wait for an answer.
+        keeps_reader: Whether a connection may be kept out of the pool between two reads.
     """
 
     reading: E
     writing: E
     owned: bool
     limits_time: bool = False
+    keeps_reader: bool = False
 
     def renewed(self) -> Engines[E]:
         """The same in a forked child, with new pools; the parent's are left untouched."""
-        _inherited.extend((self.reading.pool, self.writing.pool))
+        leave_to_parent(self.reading.pool, self.writing.pool)
         if not self.owned:
             own = _with_own_pool(self.writing)
             return Engines(own, own, owned=True)
@@ -142,6 +144,11 @@ def engines_for(
     return _made_for(url, timeout, pooler, dict(engine_options or {}))
 
 
+def leave_to_parent(*connections: object) -> None:
+    """In a forked child, never finalize pools or connections that are the parent's."""
+    _inherited.extend(connections)
+
+
 def synchronous(engine: Engine | AsyncEngine) -> Engine:
     return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
 
@@ -186,7 +193,8 @@ def _made_for(
             engine = _without_rows_in_logs(make(url, **options))
             event.listen(synchronous(engine), "do_connect", _make_private)
             reconnect_when_replaced(synchronous(engine))
-            return Engines(engine, engine, owned=True)
+            keeps_reader = not (dialect.is_async or is_memory(url) or _POOL_OPTIONS & given.keys())
+            return Engines(engine, engine, owned=True, keeps_reader=keeps_reader)
         # Our transactions always end with COMMIT or ROLLBACK: a reset would only cost a round trip.
         writing = make(url, **{"pool_reset_on_return": None} | options | _kept_small(given))
         _without_rows_in_logs(writing)

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["check_not_replaced", "is_watched", "reconnect_when_replaced"]
+__all__ = [
+    "check_not_replaced",
+    "is_watched",
+    "reads_present_file",
+    "reconnect_when_replaced",
+]
 
 _OPENED = "zoho_orm_store_opened_file"
 
@@ -63,6 +68,15 @@ def is_watched(connection: Connection) -> bool:
     return _opened_by(connection) is not None
 
 
+def reads_present_file(connection: Connection) -> bool:
+    """Whether the file that a connection has opened is still in its place.
+
+    A connection that is kept between two uses is asked so before each, like the pool's.
+    """
+    opened: _Opened | None = connection.connection.info.get(_OPENED)
+    return opened is not None and not opened.is_gone_before_use()
+
+
 class _Opened:
     """The file that a connection has opened.
 
@@ -75,9 +89,10 @@ class _Opened:
         looks_for_log: How many more times to look whether there is a write-ahead log.
     """
 
-    __slots__ = ("changed_at", "identity", "is_new", "looks_for_log", "path")
+    __slots__ = ("_watch", "changed_at", "identity", "is_new", "looks_for_log", "path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, watch: _Watch) -> None:
+        self._watch = watch
         self.path = path
         self.identity = _identity(path)
         self.is_new = True
@@ -97,6 +112,15 @@ class _Opened:
             self.changed_at, self.looks_for_log = status.st_mtime_ns, 2
         return (status.st_dev, status.st_ino) != self.identity
 
+    def is_gone_before_use(self) -> bool:
+        """Ask `is_gone`, and note the file's log before the connection is used."""
+        if self.is_gone():
+            return True
+        if self.looks_for_log:
+            self.looks_for_log -= 1
+            self._watch.note_log(self)
+        return False
+
 
 class _Watch:
     """Watches the file of one engine's connections."""
@@ -114,7 +138,7 @@ class _Watch:
     ) -> None:
         path = sqlite_file(str(arguments[0]))
         if path is not None:
-            record.info[_OPENED] = opened = _Opened(os.path.abspath(path))
+            record.info[_OPENED] = opened = _Opened(os.path.abspath(path), self)
             self._refuse_log_of_another(opened)
 
     def checked_out(
@@ -126,18 +150,18 @@ class _Watch:
         if opened.is_new:
             # SQLAlchemy would give up if the connection that it has just made were refused.
             opened.is_new = False
-        elif opened.is_gone():
+        elif opened.is_gone_before_use():
             raise exc.DisconnectionError("The database file was replaced.")
-        elif opened.looks_for_log:
-            opened.looks_for_log -= 1
-            if log := _identity(_log_of(opened.path)):
-                self._log, self._logs_file = log, opened.identity
 
     def failing(self, context: ExceptionContext) -> None:
         if context.connection is not None and not context.connection.invalidated:
             opened = _opened_by(context.connection)
             if opened is not None and opened.is_gone():
                 context.is_disconnect = True
+
+    def note_log(self, opened: _Opened) -> None:
+        if log := _identity(_log_of(opened.path)):
+            self._log, self._logs_file = log, opened.identity
 
     def _refuse_log_of_another(self, opened: _Opened) -> None:
         """Refuse a new file beside which the write-ahead log of the file before it was left.
