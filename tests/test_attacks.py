@@ -297,7 +297,7 @@ class TestWhatDigestsTell:
         with SQLAlchemyTokenStore(database, cipher=CIPHER) as store:
             with store.transaction() as tokens:
                 tokens.save(replace(RECORD, id="other", user_name="bob", refresh_token="1000.b"))
-            values = operations(CIPHER)._values(
+            values = operations(CIPHER).row_values(
                 replace(RECORD, id="new", created_at=utc_now(), updated_at=utc_now())
             )
             execute(database, insert(TABLE).values(values))

@@ -41,6 +41,7 @@ from zoho_orm_store import (
     provision,
 )
 from zoho_orm_store._digests import Digests, Scope, digests_of
+from zoho_orm_store._rotation import KeyRotation
 from zoho_orm_store._sdk.conversion import SDKException
 from zoho_orm_store._secrets import MARK, Secrets, key_id_of
 from zoho_orm_store.cli import app
@@ -167,7 +168,7 @@ class TestWhatIsStored:
         assert [each.client_secret for each in encrypting.list()] == [RECORD.client_secret] * 2
         assert encrypting.find(TokenRecord(refresh_token="1000.refresh")).id == "1"
         encrypting.save(TokenRecord(id="1", access_token="1000.newer"))
-        assert operations(CIPHER).count_by_key(connection) == {CIPHER.key_id: 2}
+        assert KeyRotation(operations(CIPHER)).count_by_key(connection) == {CIPHER.key_id: 2}
 
     def test_a_cipher_that_only_decrypts_leaves_new_values_plain(self, connection):
         keys = generate_key()
@@ -184,7 +185,9 @@ class TestWhatIsStored:
         repository = TokenRepository(connection, cipher=ReversingCipher())
         assert repository.save(RECORD).client_secret == RECORD.client_secret
         assert repository.get("1").client_secret == RECORD.client_secret
-        assert operations(ReversingCipher()).count_by_key(connection) == {"projects/p/keys/k:1": 1}
+        assert KeyRotation(operations(ReversingCipher())).count_by_key(connection) == {
+            "projects/p/keys/k:1": 1
+        }
 
     async def test_the_async_repository_encrypts_too(self, database):
         drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+asyncmy"}
@@ -195,10 +198,10 @@ class TestWhatIsStored:
             await repository.save(RECORD)
             assert (await repository.get("1")).grant_token == RECORD.grant_token
             tokens = operations(CIPHER)
-            assert await connection.run_sync(tokens.count_by_key) == {CIPHER.key_id: 1}
-            left = partial(tokens.count_not_rotated, plain_text=True)
+            assert await connection.run_sync(KeyRotation(tokens).count_by_key) == {CIPHER.key_id: 1}
+            left = partial(KeyRotation(tokens).count_left, plain_text=True)
             assert await connection.run_sync(left) == 0
-            rotate = partial(tokens.rotate_batch, after="", limit=100, plain_text=True)
+            rotate = partial(KeyRotation(tokens).batch, after="", limit=100, plain_text=True)
             assert (await connection.run_sync(rotate)).rotated == 0
             broken: list[UndecryptableTokenError] = []
             without = AsyncTokenRepository(connection)
@@ -379,8 +382,8 @@ class TestWhatCannotBeDecrypted:
         TokenRepository(connection).save(RECORD)
         for use in (
             lambda: repository.save(RECORD),
-            lambda: tokens.rotate_batch(connection, "", 100, plain_text=True),
-            lambda: tokens.count_not_rotated(connection, plain_text=True),
+            lambda: KeyRotation(tokens).batch(connection, "", 100, plain_text=True),
+            lambda: KeyRotation(tokens).count_left(connection, plain_text=True),
         ):
             with pytest.raises(CipherError, match="failed with TypeError when asked to name its"):
                 use()
@@ -424,7 +427,7 @@ class TestWhatCannotBeDecrypted:
         assert [each.id for each in repository.list(on_undecryptable=broken.append)] == ["0", "2"]
         assert "access_token of the token with id '1' is garbled" in str(broken[0])
         tokens = operations(ReversingCipher("another:key"))
-        batch = tokens.rotate_batch(connection, "", 100, plain_text=False)
+        batch = KeyRotation(tokens).batch(connection, "", 100, plain_text=False)
         assert [error.id for error in batch.undecryptable] == ["0", "1", "2"]
 
     def test_a_key_service_that_is_down_is_not_a_garbled_row(self, connection):

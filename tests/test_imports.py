@@ -29,7 +29,7 @@ LAYERS = [
         "_database.drivers",
     },
     {"models", "_schema", "_sql", "_database"},
-    {"repository", "refresh", "_refresh", "_tokens"},
+    {"repository", "refresh", "_refresh", "_tokens", "_scopes", "_adding", "_rotation"},
     {"provision", "migrations", "rotation", "transfer"},
     {"store", "memory", "_sdk", "telemetry"},
     {"__main__", "cli", "testing"},

@@ -14,7 +14,9 @@ from databases import DATABASES, fresh_database
 from sqlalchemy import create_engine, event, insert, text
 
 from zoho_orm_store import FernetCipher, StoredToken, TokenRecord, generate_key, provision
+from zoho_orm_store._adding import NewTokens
 from zoho_orm_store._matching import Lookup
+from zoho_orm_store._rotation import KeyRotation
 from zoho_orm_store._tokens import Filters, TokenOperations
 from zoho_orm_store.records import utc_now
 
@@ -137,7 +139,7 @@ def filled(name: str, directory, cipher) -> Iterator[Planner]:
         provision.upgrade(engine)
         operations = TokenOperations(StoredToken.__table__, cipher=cipher)
         with engine.begin() as connection:
-            rows = [operations._values(token(number)) for number in range(ROWS)]
+            rows = [operations.row_values(token(number)) for number in range(ROWS)]
             connection.execute(insert(StoredToken), rows)
         with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             is_mysql = connection.dialect.name == "mysql"
@@ -274,7 +276,7 @@ def test_a_batch_to_rotate_begins_where_the_last_one_ended(planned):
     rotating = Planner(planner.connection, TokenOperations(StoredToken.__table__, cipher=cipher))
     after = token(ROWS * 9 // 10).id
     statements = rotating.plans_of(
-        lambda tokens, connection: tokens.rotate_batch(connection, after, 10, plain_text=True)
+        lambda tokens, connection: KeyRotation(tokens).batch(connection, after, 10, plain_text=True)
     )
     assert not any(statement.scans for statement in statements), statements
     assert primary_key in statements[0].indexes, statements[0]
@@ -283,7 +285,9 @@ def test_a_batch_to_rotate_begins_where_the_last_one_ended(planned):
 def test_a_batch_to_import_is_looked_up_by_the_indexes(planned):
     planner, primary_key = planned
     records = [token(number) for number in range(ROWS, ROWS + 20)]
-    statements = planner.plans_of(lambda tokens, connection: tokens.add_new(connection, records))
+    statements = planner.plans_of(
+        lambda tokens, connection: NewTokens(tokens).add(connection, records)
+    )
     used = set().union(*(statement.indexes for statement in statements))
     assert not any(statement.scans for statement in statements), statements
     assert {primary_key, INDEX_OF[Lookup.USER], INDEX_OF[Lookup.REFRESH]} <= used

@@ -30,6 +30,7 @@ from zoho_orm_store import (
     provision,
 )
 from zoho_orm_store._digests import Digests
+from zoho_orm_store._rotation import KeyRotation
 from zoho_orm_store._secrets import Secrets
 from zoho_orm_store.cli import app
 from zoho_orm_store.encryption import generate_key
@@ -105,7 +106,7 @@ def start(program, url, *arguments, keys):
 
 
 def by_key(url):
-    return read(url, operations().count_by_key)
+    return read(url, KeyRotation(operations()).count_by_key)
 
 
 class TestRotating:
@@ -170,7 +171,7 @@ class TestRotating:
         saved = TokenRecord(id=f"{2:032x}", access_token="1000.meanwhile")
         meanwhile = saved_before_the_update(engine, url, FernetCipher(OLD), saved)
         with meanwhile, engine.begin() as connection:
-            batch = operations(cipher).rotate_batch(connection, "", 100, plain_text=False)
+            batch = KeyRotation(operations(cipher)).batch(connection, "", 100, plain_text=False)
             assert batch.rotated == 4
         engine.dispose()
         assert by_key(url) == {cipher.key_id: 4, FernetCipher(OLD).key_id: 1}
@@ -198,7 +199,7 @@ class TestRotating:
         cipher = FernetCipher(OLD)
         meanwhile = saved_before_the_update(engine, url, other, TokenRecord(id="1", **learned))
         with meanwhile, engine.begin() as connection:
-            operations(cipher).rotate_batch(connection, "", 100, plain_text=True)
+            KeyRotation(operations(cipher)).batch(connection, "", 100, plain_text=True)
         engine.dispose()
         assert by_key(url) == {None: 1}
         assert rotate_keys(url, cipher, encrypt_plain_text=True) == (1, 0, (), 0)
@@ -295,7 +296,7 @@ def test_a_killed_rotation_is_gone_on_with_beside_workers(
     killed = start([ROTATION_WORKER], database, str(rows // 4), keys=keys)
     killed.communicate(timeout=100)
     assert killed.returncode == -signal.SIGKILL
-    count = partial(operations(FernetCipher(keys)).count_not_rotated, plain_text=True)
+    count = partial(KeyRotation(operations(FernetCipher(keys))).count_left, plain_text=True)
     left = read(database, count)
     assert 0 < left < rows, "it was to be killed in the middle"
 

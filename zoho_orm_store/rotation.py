@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._database.errors import our_errors
+from zoho_orm_store._rotation import KeyRotation
 from zoho_orm_store._sql.dialects import erase_deleted_values, overwriting_deleted_values
 from zoho_orm_store._tokens import TokenOperations
 from zoho_orm_store.errors import DatabaseError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from zoho_orm_store._database.database import Database
     from zoho_orm_store._database.engines import Bind
-    from zoho_orm_store._tokens import RotatedBatch
+    from zoho_orm_store._rotation import RotatedBatch
     from zoho_orm_store.encryption import TokenCipher
     from zoho_orm_store.errors import UnreadableTokenError
     from zoho_orm_store.models import StoredTokenMixin
@@ -96,9 +97,9 @@ def rotate_keys(
         CipherError: The cipher failed.
         DatabaseError: The database refused or lost the operation.
     """
-    operations = TokenOperations.of_model(model, scope, cipher)
+    rotation = KeyRotation(TokenOperations.of_model(model, scope, cipher))
     with closing(open_database(bind, timeout=None, retry_for=30.0)) as database:
-        count = partial(operations.count_not_rotated, plain_text=encrypt_plain_text)
+        count = partial(rotation.count_left, plain_text=encrypt_plain_text)
         left = database.read(count)
         total, done = left, 0
         undecryptable: list[UnreadableTokenError] = []
@@ -106,7 +107,7 @@ def rotate_keys(
             if left <= len(undecryptable):
                 break
             undecryptable = []
-            for batch in _one_pass(database, operations, encrypt_plain_text):
+            for batch in _one_pass(database, rotation, encrypt_plain_text):
                 done += batch.rotated
                 undecryptable += batch.undecryptable
                 on_progress(done, max(total, done))
@@ -119,16 +120,16 @@ def rotate_keys(
                 "rewritten. Run this again when the file is less busy. %s",
                 error,
             )
-        plain_text = database.read(operations.count_plain)
+        plain_text = database.read(rotation.count_plain)
     return RotationSummary(done, left, tuple(undecryptable), plain_text)
 
 
 def _one_pass(
-    database: Database, operations: TokenOperations, plain_text: bool
+    database: Database, rotation: KeyRotation, plain_text: bool
 ) -> Iterator[RotatedBatch]:
     after: str | None = ""
     while after is not None:
-        batch = database.write(_rotate, operations, after, plain_text)
+        batch = database.write(_rotate, rotation, after, plain_text)
         yield batch
         after = batch.last
         # Let waiting workers have their turn, if the database has one writer at a time.
@@ -136,7 +137,7 @@ def _one_pass(
 
 
 def _rotate(
-    connection: Connection, operations: TokenOperations, after: str, plain_text: bool
+    connection: Connection, rotation: KeyRotation, after: str, plain_text: bool
 ) -> RotatedBatch:
     with overwriting_deleted_values(connection):
-        return operations.rotate_batch(connection, after, _BATCH, plain_text=plain_text)
+        return rotation.batch(connection, after, _BATCH, plain_text=plain_text)

@@ -21,9 +21,10 @@ from zoho_orm_store._matching import fallen_back, filled, is_new_login
 from zoho_orm_store._refresh.coordinator import RefreshCoordinator, Settled
 from zoho_orm_store._refresh.leases import DatabaseLeases
 from zoho_orm_store._refresh.sdk_behaviour import SLACK, needs_refresh
+from zoho_orm_store._scopes import scope_for
 from zoho_orm_store._sdk.adapter import TokenStoreAdapter
 from zoho_orm_store._sdk.conversion import token_from
-from zoho_orm_store._tokens import TokenOperations, scope_for
+from zoho_orm_store._tokens import TokenOperations
 from zoho_orm_store.errors import (
     ConfigurationError,
     DatabaseTimeoutError,

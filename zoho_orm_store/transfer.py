@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeAlias, TypeVa
 from sqlalchemy import column, inspect, select
 from sqlalchemy import table as table_clause
 
+from zoho_orm_store._adding import NewTokens
 from zoho_orm_store._database.database import open_database
 from zoho_orm_store._database.errors import our_errors
 from zoho_orm_store._digests import hash_of
@@ -402,7 +403,7 @@ def _add_new(
     To look each of them up by all of its values would take most of the time.
     """
     records = {place: each.record for place, each in enumerate(batch) if each.record is not None}
-    rows = operations.add_new(connection, [*records.values()])
+    rows = NewTokens(operations).add(connection, [*records.values()])
     return {place: row for place, row in zip(records, rows, strict=True) if row is not None}
 
 

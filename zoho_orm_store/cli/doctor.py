@@ -212,6 +212,7 @@ def _tokens(target: Target, database: Database) -> Iterator[Finding]:
 
 
 def _secrets(target: Target, database: Database) -> Iterator[Finding]:
+    from zoho_orm_store._rotation import KeyRotation
     from zoho_orm_store._tokens import TokenOperations
 
     cipher = env_cipher()
@@ -221,7 +222,7 @@ def _secrets(target: Target, database: Database) -> Iterator[Finding]:
         raise ZohoOrmStoreError(
             f"{number_of(len(planted))} in a row that somebody has planted or changed: {planted[0]}"
         )
-    counted = database.read(operations.count_by_key)
+    counted = database.read(KeyRotation(operations).count_by_key)
     in_plain_text = counted.get(None, 0)
     keys = [f"{number} under the key {key}" for key, number in counted.items() if key]
     kinds = ", ".join([*keys, f"{in_plain_text} in plain text"])

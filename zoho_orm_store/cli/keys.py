@@ -38,12 +38,13 @@ def status(target: Target, as_json: AsJson = False) -> None:
 
     A key is named by its id, which is a fingerprint. This command needs no key.
     """
+    from zoho_orm_store._rotation import KeyRotation
     from zoho_orm_store._tokens import TokenOperations
 
     cipher = env_cipher()
     operations = TokenOperations.of_model(target.model, target.scope, None)
     with target.open() as database:
-        counted = database.read(operations.count_by_key)
+        counted = database.read(KeyRotation(operations).count_by_key)
     rows: list[tuple[str, int, str]] = []
     for number, key_id in enumerate(cipher.key_ids if cipher else ()):
         note = "encrypts new tokens" if number == 0 else "decrypts"
@@ -82,13 +83,14 @@ def encrypt(target: Target, yes: Yes = False) -> None:
     genuine: somebody who can write to the table may have planted some. Then give the store
     require_encryption=True.
     """
+    from zoho_orm_store._rotation import KeyRotation
     from zoho_orm_store._tokens import TokenOperations
 
     cipher = _cipher_required()
     operations = TokenOperations.of_model(target.model, target.scope, cipher)
     target.check()
     with target.open() as database:
-        number = database.read(operations.count_plain)
+        number = database.read(KeyRotation(operations).count_plain)
     if number == 0:
         typer.echo("No token is in plain text.")
     else:

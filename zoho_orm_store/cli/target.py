@@ -210,7 +210,7 @@ class Target:
     @property
     def scope_parts(self) -> tuple[str, ...]:
         """What the scope adds to a digest."""
-        from zoho_orm_store._tokens import scope_for
+        from zoho_orm_store._scopes import scope_for
 
         return scope_for(self._tokens, self.scope).parts
 
@@ -501,7 +501,7 @@ def _scope(table: Table, given: Sequence[str]) -> dict[str, object]:
         CommandLineError: One is not of the form ``column=value``, or not of the column's type.
         ConfigurationError: The table has no such column.
     """
-    from zoho_orm_store._tokens import scope_for
+    from zoho_orm_store._scopes import scope_for
 
     scope: dict[str, object] = {}
     for each in given:

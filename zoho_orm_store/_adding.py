@@ -1,0 +1,178 @@
+"""Saving many new tokens in a few statements, for an import."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from operator import itemgetter
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from sqlalchemy import exc, insert
+
+from zoho_orm_store._matching import check_credentials, identity_of
+from zoho_orm_store._sql.dialects import (
+    has_row_locks,
+    insert_unless_present,
+    limit_lock_wait,
+    lock_rows_by_index,
+)
+from zoho_orm_store._tokens import changed_meanwhile
+from zoho_orm_store.errors import InvalidTokenError
+from zoho_orm_store.records import DIGESTS, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+    from zoho_orm_store._tokens import TokenOperations
+    from zoho_orm_store.records import TokenRecord
+
+__all__ = ["NewTokens"]
+
+_FINDING = ("user_digest", "access_digest", "refresh_digest", "grant_digest")
+"""The digests by which tokens are found. Many tokens have the same client."""
+
+
+class NewTokens:
+    """Adds tokens to a table that holds none of them.
+
+    Args:
+        tokens: The operations on the table.
+    """
+
+    def __init__(self, tokens: TokenOperations) -> None:
+        self._tokens = tokens
+        self._digests = tokens.digests
+        self._statements = tokens.statements
+
+    def add(
+        self, connection: Connection, asked: Sequence[TokenRecord]
+    ) -> Sequence[TokenRecord | None]:
+        """Save those of many tokens that are certainly not stored yet, in a few statements.
+
+        No row has such a token's id or one of the values by which it is found, and no other of the
+        tokens has.
+
+        Args:
+            connection: See `TokenOperations.save`.
+            asked: What is known of the tokens.
+
+        Returns:
+            For each token its row, or ``None``: save it by itself, or learn why it cannot be saved.
+
+        Raises:
+            CipherError: A token may be stored under a key that is not known, or the cipher failed.
+            DatabaseError: Another writer was faster; run the transaction again.
+        """
+        limit_lock_wait(connection)
+        self._tokens.refuse_unknown_keys(connection)
+        new = self._not_stored(connection, asked)
+        if new:
+            self._tokens.check_required({})
+        if new and has_row_locks(connection):
+            found = self._found_in_turn(connection, [*new.values()])
+            new = {
+                place: row
+                for place, row in new.items()
+                if found.isdisjoint(self._marks_in_turn(row))
+            }
+        if new:
+            scope = dict(self._tokens.scope.values)
+            values = [self._tokens.row_values(row) | scope for row in new.values()]
+            try:
+                connection.execute(insert(self._tokens.table), values)
+            except exc.IntegrityError:
+                raise changed_meanwhile() from None
+        return [new.get(place) for place in range(len(asked))]
+
+    def _not_stored(
+        self, connection: Connection, asked: Sequence[TokenRecord]
+    ) -> dict[int, TokenRecord]:
+        """The rows of those tokens that can be stored and are not, by their places."""
+        known = {place: {*self._marks(each)} for place, each in enumerate(asked) if _is_whole(each)}
+        counted = Counter(mark for marks in known.values() for mark in marks)
+        taken = {mark for mark, number in counted.items() if number > 1}
+        for column in ("id", *_FINDING):
+            values = [value for name, value in counted if name == column]
+            found = connection.execute(self._statements.taken(column), {"values": values})
+            taken |= {(column, value) for value in found.scalars()}
+        new = {place: asked[place] for place, marks in known.items() if marks.isdisjoint(taken)}
+        now = utc_now()
+        return {
+            place: replace(each, id=each.id or uuid4().hex, created_at=now, updated_at=now)
+            for place, each in new.items()
+        }
+
+    def _marks(self, record: TokenRecord) -> Iterator[tuple[str, str]]:
+        """The id and the digests by which a row would be found, by column."""
+        if record.id:
+            yield "id", record.id
+        for column, digests in self._digests.parameters(record).items():
+            if column in _FINDING:
+                for digest in digests if isinstance(digests, list) else [digests]:
+                    yield column, str(digest)
+
+    def _found_in_turn(
+        self, connection: Connection, new: Sequence[TokenRecord]
+    ) -> set[tuple[str, str]]:
+        """Wait for other saves of the same tokens, and return what their rows are found by.
+
+        Until the transaction ends, other saves wait for this one.
+        """
+        turns = [
+            dict(self._tokens.scope.values)
+            | {
+                "id": uuid4().hex,
+                "identity": identity,
+                "refresh_digest": self._digests.of(row)[DIGESTS["refresh_token"]],
+                "created_at": row.created_at,
+                "updated_at": row.updated_at,
+            }
+            for row in new
+            for identity in self._turns(row)
+        ]
+        if not turns:
+            return set()
+        turns.sort(key=itemgetter("identity"))  # Two imports at once do not block each other.
+        insert_unless_present(connection, self._tokens.table, turns)
+        ids, scope = {turn["id"] for turn in turns}, self._tokens.in_scope
+        found: set[tuple[str, str]] = set()
+        for column in ("refresh_digest", "identity"):
+            marks = (mark for row in new for mark in self._marks_in_turn(row))
+            values = [value for name, value in marks if name == column]
+            if values:
+                holders = self._statements.holders(column)
+                asked = {"values": values, **scope}
+                rows = lock_rows_by_index(connection, holders, asked, self._tokens.table, column)
+                found |= {(column, row.held) for row in rows if row.id not in ids}
+        connection.execute(self._statements.delete_ids, {"ids": [*ids], **scope})
+        return found
+
+    def _turns(self, new: TokenRecord) -> Iterator[str]:
+        """The identities by which other saves of a token wait for this one."""
+        if new.refresh_token is not None:
+            yield self._digests.claim(new)
+        if self._digests.are_keyed:
+            yield self._digests.turn(new)
+
+    def _marks_in_turn(self, new: TokenRecord) -> Iterator[tuple[str, str]]:
+        """The digests by which a row would be found that another save has inserted meanwhile.
+
+        Without keys, the unique index on identities refuses the second row.
+        """
+        yield from (mark for mark in self._marks(new) if mark[0] == "refresh_digest")
+        if self._digests.are_keyed:
+            identities = self._digests.identities([identity_of(new)])
+            yield from (("identity", each) for each in identities)
+
+
+def _is_whole(asked: TokenRecord) -> bool:
+    """Whether a token can be stored as a row of its own."""
+    try:
+        asked.check_storable()
+        check_credentials(asked)
+    except InvalidTokenError:
+        return False
+    return True
