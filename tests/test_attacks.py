@@ -217,7 +217,7 @@ class TestWhatDigestsTell:
         assert not {*stored} & {*digests_of(record).values()}
         for other_key in (None, FernetCipher(NEW)):
             if other_key is not None:
-                assert not {*stored} & {*operations(other_key)._digests.of(record).values()}
+                assert not {*stored} & {*operations(other_key).digests.of(record).values()}
 
     def test_rows_that_were_saved_without_keys_are_found_and_moved(self, database):
         with SQLAlchemyTokenStore(database) as plain:
