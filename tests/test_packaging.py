@@ -110,7 +110,28 @@ def test_the_metadata_says_what_the_package_is(metadata):
     assert metadata["Name"] == "zoho-orm-store"
     assert metadata["Version"] == zoho_orm_store.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_index_shows_the_readme_and_what_is_new_without_links_to_other_files(metadata):
+    shown = metadata.get_payload()
+    targets = re.findall(r"\]\(([^)]+)\)", shown)
+    assert [each for each in targets if not each.startswith("https://")] == []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(((?:docs/)?[^):#]+)\)", readme)
+    assert linked
+    assert [each for each in linked if f"(`{each}`)" not in shown] == []
+    headings = re.findall(r"^#+ .*", readme, re.MULTILINE)
+    assert [each for each in headings if each not in shown] == []
+    assert f"\n## {zoho_orm_store.__version__}" in shown
+    assert "\n## 0.1.0" not in shown
+
+
+def test_the_addresses_in_the_metadata_are_the_indexs_own(metadata):
+    """Until the project has a public home, the index is where its releases are found."""
+    assert set(metadata.get_all("Project-URL")) == {
+        f"{label}, https://pypi.org/project/{metadata['Name']}/{anchor}"
+        for label, anchor in (("Homepage", ""), ("History", "#history"), ("Downloads", "#files"))
+    }
 
 
 def test_the_classifiers_are_the_pythons_that_are_tested(metadata):

@@ -58,7 +58,9 @@ def as_another_tool_leaves_them(records):
 def insert(url, *records, cipher=None):
     with engine_of(url) as engine, engine.begin() as connection:
         for record in as_another_tool_leaves_them(records):
-            connection.execute(StoredToken.__table__.insert(), operations(cipher).row_values(record))
+            connection.execute(
+                StoredToken.__table__.insert(), operations(cipher).row_values(record)
+            )
 
 
 def stored(url):
