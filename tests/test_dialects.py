@@ -7,11 +7,12 @@ import asyncio
 import pytest
 from conftest import empty
 from databases import DATABASES
+from pymysql.err import OperationalError
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from zoho_orm_store import DatabaseError, DatabaseTimeoutError, SchemaError
-from zoho_orm_store._database.drivers import redacted_url
+from zoho_orm_store._database.drivers import connect_args, redacted_url
 from zoho_orm_store._database.errors import connect_error, translate
 
 DRIVERS = {
@@ -138,6 +139,21 @@ def test_an_exhausted_pool_says_what_to_change(tmp_path):
     assert isinstance(failure, DatabaseTimeoutError)
     assert "pool_size" in str(failure)
     engine.dispose()
+
+
+@pytest.mark.parametrize("code", [2002, 2003])
+def test_a_save_waits_for_a_mysql_server_that_restarts_whatever_the_drivers_code(code):
+    """PyMySQL says 2003, and mysqlclient 2002."""
+    url, error = make_url("mysql+mysqldb://u@h/d"), OperationalError(code, "Can't connect")
+    assert connect_error(error, url, wait_for_server=True).retryable
+    assert not connect_error(error, url).retryable
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqldb"])
+def test_drivers_that_wait_for_ever_by_themselves_get_a_limit_H8(driver):
+    arguments = connect_args(make_url(f"mysql+{driver}://u@h/d"), driver, 7.4)
+    limits = {name: value for name, value in arguments.items() if "timeout" in name}
+    assert limits == dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), 7)
 
 
 @pytest.mark.parametrize("password", ["p", "s3cret", "a.*b", "'"])

@@ -6,6 +6,7 @@ shown as not measured. The whole takes some minutes, most of them to fill the la
 ``python tests/benchmarks scale`` shows instead what each command for a whole table takes, in
 minutes and megabytes. ``python tests/benchmarks --plots DIRECTORY`` measures every operation on
 growing tables, writes images, and prints the figures as Markdown; it needs the extra "benchmarks".
+``python tests/benchmarks drivers`` compares the drivers for MariaDB that are installed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import budgets
 from databases import DATABASES, SERVERS, why_unreachable
+from drivers import drivers
 from scale import scale
 from sdk_processes import stop_processes
 
@@ -45,14 +47,14 @@ BENCHMARKS = {
     "threads": (budgets.threads, ("postgresql", "mariadb")),
 }
 
-SCALE = "scale"
+SCALE, DRIVERS = "scale", "drivers"
 _SIZES = (1, 100, 1000, 10_000, 100_000, 1_000_000)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python tests/benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=", ".join((*BENCHMARKS, f"or {SCALE}"))
+        "names", nargs="*", metavar="NAME", help=", ".join((*BENCHMARKS, SCALE, DRIVERS))
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the largest table")
     parser.add_argument(
@@ -65,7 +67,7 @@ def main() -> int:
     )
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write images there")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - {*BENCHMARKS, SCALE}:
+    if unknown := set(arguments.names) - {*BENCHMARKS, SCALE, DRIVERS}:
         parser.error(f"There is no benchmark {', '.join(sorted(unknown))}.")
     # Where the output goes into a file, its lines are not cut.
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -75,6 +77,9 @@ def main() -> int:
         return 0
     if SCALE in arguments.names:
         _measure_scale(console, names, arguments.rows, arguments.one_by_one or arguments.rows)
+        return 0
+    if DRIVERS in arguments.names:
+        _measure_drivers(console)
         return 0
     all_met = _measure_budgets(console, arguments.names or [*BENCHMARKS], arguments.rows)
     return 0 if all_met else 1
@@ -116,6 +121,14 @@ def _measure_scale(console: Console, names: list[str], rows: int, one_by_one: in
             for cost in scale(name, Path(directory), rows, one_by_one):
                 minutes, megabytes = f"{cost.seconds / 60:.2f}", f"{cost.megabytes:.0f}"
                 table.add_row(name, cost.what, f"{cost.rows:,}", minutes, megabytes)
+    console.print(table)
+
+
+def _measure_drivers(console: Console) -> None:
+    table = Table("driver", "what", "takes", "of it, computing")
+    with console.status(DRIVERS), TemporaryDirectory() as directory:
+        for driver, what, *times in drivers(Path(directory)):
+            table.add_row(driver, what, *(f"{microseconds:,.0f} µs" for microseconds in times))
     console.print(table)
 
 

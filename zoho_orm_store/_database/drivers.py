@@ -60,6 +60,7 @@ _TIMEOUTS = {
     "psycopg_async": ("connect_timeout",),
     "asyncpg": ("timeout",),
     "pymysql": ("connect_timeout", "read_timeout", "write_timeout"),
+    "mysqldb": ("connect_timeout", "read_timeout", "write_timeout"),
     "aiomysql": ("connect_timeout",),
     "asyncmy": ("connect_timeout",),
 }
@@ -73,6 +74,7 @@ _OPTIONS: dict[str, dict[str, object]] = {
     "psycopg_async": {"prepare_threshold": None},
     # Otherwise a server may store "????" for what a column's character set cannot hold.
     "pymysql": {"sql_mode": "STRICT_ALL_TABLES"},
+    "mysqldb": {"sql_mode": "STRICT_ALL_TABLES"},
     "aiomysql": {"sql_mode": "STRICT_ALL_TABLES"},
     "asyncmy": {"sql_mode": "STRICT_ALL_TABLES"},
 }

@@ -100,8 +100,8 @@ _REFUSED = (
 )
 """What drivers say when they connect to a server that restarts, apart from `ConnectionError`."""
 
-_CANNOT_CONNECT = 2003
-"""What MySQL's drivers say then."""
+_CANNOT_CONNECT = frozenset({2002, 2003})
+"""What MySQL's drivers say then; mysqlclient says 2002."""
 
 _MIXED_UP = frozenset({"26000", "42P05", "08P01"})
 """A prepared statement is missing, or is another client's, behind a pooler."""
@@ -187,7 +187,7 @@ def connect_error(error: Exception, url: URL, *, wait_for_server: bool = False) 
     if url.get_backend_name() == "sqlite":
         advice = "Check that the folder exists and that the file is readable and writable"
     is_refused = (
-        isinstance(cause, ConnectionError) or code == _CANNOT_CONNECT or _says(text, _REFUSED)
+        isinstance(cause, ConnectionError) or code in _CANNOT_CONNECT or _says(text, _REFUSED)
     )
     return DatabaseUnreachableError(
         f"Cannot connect to {redacted_url(url)} ({reason}). {advice}.",
