@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from databases import DATABASES
+from preloaded import Interpreter
 from sdk_tokens import make_token
 from sqlalchemy import MetaData, create_engine, inspect, text
 from test_migrations import SAMPLE_DDL
@@ -57,22 +56,36 @@ def revision_files(folder):
     return {path.name for path in (folder / "zoho_orm_store/migrations/versions").glob("*.py")}
 
 
-def run(*command, cwd=None, fails=False, **env):
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, output
-    return output
+PRELOADED = (
+    *("alembic.command", "alembic.config", "logging.config", "sqlalchemy.ext.asyncio"),
+    *(f"sqlalchemy.dialects.{name}" for name in ("sqlite", "postgresql", "mysql")),
+    *("psycopg", "pymysql"),
+)
+
+
+@contextmanager
+def interpreter(packages, *modules, **options):
+    """Python with the package of a folder, which each program imports anew."""
+    python = Interpreter(*PRELOADED, *modules, PYTHONPATH=str(packages), **options)
+    try:
+        yield python
+    finally:
+        python.close()
+
+
+@pytest.fixture(scope="module")
+def python(installed):
+    with interpreter(installed) as python:
+        yield python
 
 
 class Project:
     """A project with models and an Alembic environment of its own."""
 
-    def __init__(self, folder, template, url, installed):
+    def __init__(self, folder, template, url, python):
         self.folder = folder
         self.url = url
-        self.env = {"PYTHONPATH": f"{installed}{os.pathsep}{folder}"}
+        self.python = python
         self.alembic("init", "-t", template, "migrations")
         (folder / "app_models.py").write_text(MODELS)
         address = url.set(drivername=DRIVERS[template][url.get_backend_name()])
@@ -80,8 +93,13 @@ class Project:
         self.edit("alembic.ini", r"^sqlalchemy.url = .*$", f"sqlalchemy.url = {shown}")
 
     def alembic(self, *arguments, fails=False):
-        command = (sys.executable, "-m", "alembic", *arguments)
-        return run(*command, cwd=self.folder, fails=fails, **self.env)
+        return self.run("alembic", *arguments, fails=fails)
+
+    def run(self, *command, fails=False, **environment):
+        done = self.python.run("-m", *command, cwd=self.folder, **environment)
+        output = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, output
+        return output
 
     def edit(self, name, pattern, replacement):
         path = self.folder / name
@@ -116,8 +134,8 @@ class Project:
 
 
 @pytest.fixture
-def project(template, empty_database, tmp_path, installed):
-    return Project(tmp_path, template, empty_database, installed)
+def project(template, empty_database, tmp_path, python):
+    return Project(tmp_path, template, empty_database, python)
 
 
 def on_each_database(asynchronous):
@@ -228,12 +246,24 @@ def downgrade():
 """
 
 
+@pytest.fixture
+def packages(installed, tmp_path):
+    """The package in a folder that the test may write into."""
+    return shutil.copytree(installed, tmp_path / "packages")
+
+
+@pytest.fixture
+def python_of_packages(packages):
+    with interpreter(packages) as python:
+        yield python
+
+
 @pytest.mark.parametrize("template", ["generic"])
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_a_later_release_brings_another_revision(template, empty_database, tmp_path, installed):
-    packages = tmp_path / "packages"
-    shutil.copytree(installed, packages)
-    project = Project(tmp_path, template, empty_database, packages)
+def test_a_later_release_brings_another_revision(
+    template, empty_database, tmp_path, installed, packages, python_of_packages
+):
+    project = Project(tmp_path, template, empty_database, python_of_packages)
     project.target("Base.metadata", helper="include_name")
     project.alembic("revision", "--autogenerate", "-m", "things")
     use_our_lineage(project)
@@ -288,25 +318,32 @@ Migrate(app, db, include_name=include_name)
 class FlaskProject(Project):
     """A project of Flask-Migrate, whose alembic.ini lies beside env.py."""
 
-    def __init__(self, folder, url, installed):
+    def __init__(self, folder, url, python):
         self.folder = folder
         self.url = url
-        self.env = {"PYTHONPATH": f"{installed}{os.pathsep}{folder}", "FLASK_APP": "flask_app"}
+        self.python = python
         address = url.set(drivername=DRIVERS["generic"][url.get_backend_name()])
         shown = address.render_as_string(hide_password=False)
         (folder / "flask_app.py").write_text(FLASK_APP.format(url=shown))
         self.flask("init")
 
     def flask(self, *arguments, fails=False):
-        command = (sys.executable, "-W", "ignore", "-m", "flask", "db", *arguments)
-        return run(*command, cwd=self.folder, fails=fails, **self.env)
+        return self.run("flask", "db", *arguments, fails=fails, FLASK_APP="flask_app")
+
+
+@pytest.fixture(scope="module")
+def python_for_flask(installed):
+    with interpreter(
+        installed, "flask_migrate", "flask_sqlalchemy", options=("-W", "ignore")
+    ) as python:
+        yield python
 
 
 @pytest.mark.parametrize("has_revision", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_our_lineage_in_a_project_of_flask_migrate(
-    empty_database, tmp_path, installed, has_revision
+    empty_database, tmp_path, installed, python_for_flask, has_revision
 ):
-    project = FlaskProject(tmp_path, empty_database, installed)
+    project = FlaskProject(tmp_path, empty_database, python_for_flask)
     project.flask(*(["migrate", "-m", "things"] if has_revision else ["revision", "-m", "start"]))
     lines = documented_lines("migrations/alembic.ini")
     project.edit("migrations/alembic.ini", r"^\[alembic\]\n", f"[alembic]\n{lines}")
