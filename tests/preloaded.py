@@ -18,12 +18,16 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Interpreter:
     """Runs ``-m`` and ``-c`` as Python's command line does, each in a process of its own."""
 
-    def __init__(self, *modules: str, options: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(self, *modules: str, options: Sequence[str] = (), **environment: str) -> None:
         self._command = [sys.executable, *options, __file__, *modules]
         self._environment = os.environ | environment
         self._server: subprocess.Popen[str] | None = None

@@ -15,7 +15,6 @@ tests is run by pytest.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from preloaded import Interpreter
 
 import zoho_orm_store
 
@@ -86,27 +86,35 @@ def module_of(page: Path) -> str:
 PAGES_WITH_PYTHON = [page for page in PAGES if module_of(page)]
 
 
+PRELOADED = (
+    *("alembic.command", "cryptography.fernet", "http.server", "pytest", "sqlalchemy.ext.asyncio"),
+    *(f"zohocrmsdk.src.com.zoho.{name}" for name in ("crm.api", "crm.api.dc", "crm.api.record")),
+)
+"""What most pages import of others. The package itself each of them imports anew."""
+
+
+@pytest.fixture(scope="module")
+def python():
+    options = [item for action in WARNINGS for item in ("-W", action)]
+    # The options of this run, such as -n, are not the page's.
+    own = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTEST_ADDOPTS": ""}
+    python = Interpreter(*PRELOADED, options=options, **own)
+    yield python
+    python.close()
+
+
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=name_of)
-def test_the_python_on_a_page_runs(page, tmp_path):
+def test_the_python_on_a_page_runs(page, tmp_path, python):
     module = module_of(page)
     (tmp_path / "conftest.py").write_text(SETTING, encoding="utf-8")
     (tmp_path / "page.py").write_text(module + "\n", encoding="utf-8")
-    arguments = [item for action in WARNINGS for item in ("-W", action)]
     if re.search(r"^(async )?def test_", module, re.MULTILINE):
-        arguments += ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", *arguments]
-        arguments += ["page.py"]
+        warnings = [item for action in WARNINGS for item in ("-W", action)]
+        options = ["-q", "-p", "no:cacheprovider", "--rootdir=.", *warnings]
+        program = ["-m", "pytest", *options, "page.py"]
     else:
-        arguments += ["-c", "import conftest, runpy; runpy.run_path('page.py', None, '__main__')"]
-    # The options of this run, such as -n, are not the page's.
-    own = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTEST_ADDOPTS": ""}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tmp_path,
-        env=os.environ | own,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
+        program = ["-c", "import conftest, runpy; runpy.run_path('page.py', None, '__main__')"]
+    done = python.run(*program, cwd=tmp_path)
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"page.py is {name_of(page)}, line by line:\n{output}"
     assert "A token was not saved" not in output
