@@ -114,6 +114,22 @@ class TestScript:
         assert demo_steps.SUCCESS not in result.stdout
 
 
+def replace_steps(functions):
+    """The demo's steps, with others at these numbers."""
+    steps = enumerate(demo_steps.STEPS, 1)
+    return [(title, functions.get(number, function)) for number, (title, function) in steps]
+
+
+def do_nothing(*args, **kwargs):
+    """What a part of the demo does that does not do its part."""
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """Leave out the second process, which takes most of the time."""
+    monkeypatch.setattr(demo_steps, "STEPS", replace_steps({5: do_nothing}))
+
+
 class TestOwnDatabase:
     def test_it_deletes_its_row_and_leaves_the_tables(self, url, capsys):
         demo_steps.run(url)
@@ -123,7 +139,7 @@ class TestOwnDatabase:
         assert "The demo's row is deleted, and its tables stay." in said
         assert f"zoho-orm-store downgrade --url '{url}'" in said
 
-    def test_it_runs_again_on_what_it_has_left(self, url, capsys):
+    def test_it_runs_again_on_what_it_has_left(self, url, in_one_process, capsys):
         provision.upgrade(url)
         demo_steps.run(url)
         said = capsys.readouterr().out
@@ -146,7 +162,7 @@ class TestOwnDatabase:
         with pytest.raises(ConfigurationError, match="second process"):
             demo_steps.run("sqlite://")
 
-    def test_the_process_is_left_as_it_was(self, url, monkeypatch):
+    def test_the_process_is_left_as_it_was(self, url, in_one_process, monkeypatch):
         from zohocrmsdk.src.com.zoho.crm.api.initializer import Initializer
 
         monkeypatch.setenv("no_proxy", "example.com")
@@ -154,10 +170,6 @@ class TestOwnDatabase:
         demo_steps.run(url)
         assert os.environ["no_proxy"] == "example.com"
         assert Initializer.initializer is before
-
-
-def do_nothing(*args, **kwargs):
-    """What a part of the demo does that does not do its part."""
 
 
 def save_a_row_twice(stage):
@@ -170,12 +182,6 @@ def end_tokens_at_zoho(stage):
     stage.zoho.expire_tokens()
 
 
-def replace_step(number, function):
-    steps = list(demo_steps.STEPS)
-    steps[number - 1] = (steps[number - 1][0], function)
-    return steps
-
-
 class TestHonesty:
     """Each step fails when what it says is not so, and the demo cleans up all the same."""
 
@@ -185,12 +191,18 @@ class TestHonesty:
             (1, demo_steps.provision, "upgrade", do_nothing, "newest revision"),
             (2, demo_steps.SQLAlchemyTokenStore, "save_token", do_nothing, "gave it an id"),
             (2, LoopbackZoho, "issue_grant_token", lambda zoho: "used", "invalid_code"),
-            (3, demo_steps, "STEPS", replace_step(2, save_a_row_twice), "not 2"),
+            (3, demo_steps, "STEPS", replace_steps({2: save_a_row_twice}), "not 2"),
             (4, demo_steps, "_read_leads", lambda: [], "asked for no token"),
             (5, demo_steps, "__name__", "zoho_orm_store.nosuch", "No module named"),
-            (5, demo_steps, "STEPS", replace_step(4, end_tokens_at_zoho), "INVALID_TOKEN"),
+            (5, demo_steps, "STEPS", replace_steps({4: end_tokens_at_zoho}), "INVALID_TOKEN"),
             (6, LoopbackZoho, "expire_tokens", do_nothing, "refuses the old access token"),
-            (7, demo_steps, "STEPS", replace_step(6, do_nothing), "One login and one refresh"),
+            (
+                7,
+                demo_steps,
+                "STEPS",
+                replace_steps({5: do_nothing, 6: do_nothing}),
+                "One login and one refresh",
+            ),
         ],
     )
     def test_a_broken_step_is_named(self, url, monkeypatch, step, owner, name, sabotage, said):
@@ -207,6 +219,6 @@ class TestHonesty:
             monkeypatch.setattr(demo_steps, "TIMEOUT", 0.1)
             demo_steps.start_a_second_process(stage)
 
-        monkeypatch.setattr(demo_steps, "STEPS", replace_step(5, hurry))
+        monkeypatch.setattr(demo_steps, "STEPS", replace_steps({5: hurry}))
         with pytest.raises(demo_steps.DemoError, match="did not end within"):
             demo_steps.run(url)
