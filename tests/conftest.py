@@ -218,7 +218,7 @@ def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         def url_of(name: str) -> URL:
             if name not in urls:
                 directory = tmp_path_factory.mktemp(name)
-                urls[name] = stack.enter_context(fresh_database(name, directory))
+                urls[name] = stack.enter_context(fresh_database(name, directory, is_durable=False))
                 provision.upgrade(urls[name])
             return urls[name]
 
@@ -235,7 +235,7 @@ def database(request: pytest.FixtureRequest, provisioned: Callable[[str], URL]) 
 
 @pytest.fixture(scope="session")
 def postgresql_to_clear(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    with fresh_database("postgresql", tmp_path_factory.getbasetemp()) as url:
+    with fresh_database("postgresql", tmp_path_factory.getbasetemp(), is_durable=False) as url:
         yield url
 
 

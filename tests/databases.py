@@ -50,8 +50,15 @@ def why_unreachable(url: URL) -> str | None:
 
 
 @contextmanager
-def fresh_database(name: str, directory: Path) -> Iterator[URL]:
-    """A new, empty database, dropped afterwards; its URL names the synchronous driver."""
+def fresh_database(name: str, directory: Path, *, is_durable: bool = True) -> Iterator[URL]:
+    """A new, empty database, dropped afterwards; its URL names the synchronous driver.
+
+    Args:
+        name: The kind of database.
+        directory: Where a file of SQLite is to be.
+        is_durable: Whether PostgreSQL waits for the disk at each commit, which only a crash of the
+            server makes a difference to.
+    """
     label = f"zos_{os.getpid()}_{time.time_ns() % 10**9}"
     if name == "sqlite":
         yield make_url(f"sqlite:///{directory / label}.db")
@@ -59,6 +66,8 @@ def fresh_database(name: str, directory: Path) -> Iterator[URL]:
     administrator = create_engine(SERVERS[name], isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {label}"))
+        if name == "postgresql" and not is_durable:
+            connection.execute(text(f"ALTER DATABASE {label} SET synchronous_commit = off"))
     try:
         yield SERVERS[name].set(database=label)
     finally:
