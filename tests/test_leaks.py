@@ -17,7 +17,7 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from billiard.exceptions import SoftTimeLimitExceeded
 from conftest import empty, on_sqlite
-from databases import SERVERS, fresh_database
+from databases import SERVERS
 from leaks import found_in, logs_kept, texts_of
 from rich.pretty import pretty_repr
 from sdk_tokens import make_token
@@ -309,14 +309,14 @@ class TestFailures:
         with store_on(bind, cipher=cipher) as store:
             assert_nothing_leaks([lambda: store.save_token(token())], failures=1)
 
-    @pytest.mark.parametrize("name", SERVERS)
-    def test_a_row_that_a_trigger_refuses_with_its_values(self, name, tmp_path, cipher):
-        with fresh_database(name, tmp_path) as url:
-            provision.upgrade(url)
-            run_sql(url, *REFUSING_TRIGGERS[name])
-            with store_on(url, cipher=cipher) as store:
-                save = [lambda: store.save_token(token(redirect_url=ACCESS))]
-                assert_nothing_leaks(save, failures=1)
+    @pytest.mark.parametrize("empty_database", SERVERS, indirect=True)
+    def test_a_row_that_a_trigger_refuses_with_its_values(self, empty_database, request, cipher):
+        provision.upgrade(empty_database)
+        name = request.node.callspec.params["empty_database"]
+        run_sql(empty_database, *REFUSING_TRIGGERS[name])
+        with store_on(empty_database, cipher=cipher) as store:
+            save = [lambda: store.save_token(token(redirect_url=ACCESS))]
+            assert_nothing_leaks(save, failures=1)
 
     @only_engines
     def test_rows_of_the_applications_that_its_session_flushes(self, bound):
