@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 from conftest import empty
 from contract_model import Model, RefusedError
 from databases import DATABASES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdk_tokens import make_token
 
@@ -119,40 +120,54 @@ def check_save(store, model, argument, age):
     assert token.get_id() == saved["id"]
 
 
-@settings(max_examples=400, deadline=None)
-@given(operations())
-def test_the_memory_store_does_what_the_model_does(sequence):
-    with MemoryTokenStore() as store:
-        check_sequence(store, sequence)
+def examples(number):
+    """So many sequences in every run, and ten times as many in a long one."""
+    return pytest.mark.parametrize(
+        "examples", [number, pytest.param(10 * number, marks=pytest.mark.soak)]
+    )
 
 
-@pytest.fixture(scope="module")
-def memory_store():
-    # It would remember a lease of one sequence in the next, where its token is another one.
-    with SQLAlchemyTokenStore("sqlite://", refresh=None) as store:
-        yield store
+def check_sequences(examples, make_store):
+    """Check random sequences, each on what a call makes."""
 
-
-@settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(sequence=operations())
-def test_sqlite_in_memory_does_what_the_model_does(memory_store, sequence):
-    memory_store.delete_tokens()
-    check_sequence(memory_store, sequence)
-
-
-@pytest.mark.parametrize("name", DATABASES)
-def test_each_database_does_what_the_model_does(name, provisioned):
-    url = provisioned(name)
-
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=examples, deadline=None)
     @given(operations())
     def check(sequence):
-        empty(url)
-        # A store of its own: one that remembers a refresh lease that is gone would take the tokens
-        # of this sequence for those that another worker has refreshed meanwhile.
-        with SQLAlchemyTokenStore(url) as store:
+        with make_store() as store:
             check_sequence(store, sequence)
 
     check()
+
+
+@pytest.mark.timeout(900)
+@examples(200)
+def test_the_memory_store_does_what_the_model_does(examples):
+    check_sequences(examples, MemoryTokenStore)
+
+
+@pytest.mark.timeout(900)
+@examples(120)
+def test_sqlite_in_memory_does_what_the_model_does(examples):
+    # It would remember a lease of one sequence in the next, where its token is another one.
+    with SQLAlchemyTokenStore("sqlite://", refresh=None) as store:
+
+        def emptied():
+            store.delete_tokens()
+            return nullcontext(store)
+
+        check_sequences(examples, emptied)
+
+
+@pytest.mark.timeout(900)
+@examples(25)
+@pytest.mark.parametrize("name", DATABASES)
+def test_each_database_does_what_the_model_does(name, provisioned, examples):
+    url = provisioned(name)
+
+    def on_an_empty_database():
+        empty(url)
+        # A store of its own: one that remembers a refresh lease that is gone would take the tokens
+        # of this sequence for those that another worker has refreshed meanwhile.
+        return SQLAlchemyTokenStore(url)
+
+    check_sequences(examples, on_an_empty_database)
