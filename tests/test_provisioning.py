@@ -100,7 +100,8 @@ class TestInThreads:
         for url in urls:
             record("threads migrate several databases at once", url, 8, "all complete")
 
-    def test_stores_make_their_tables_at_first_use(self, tmp_path):
+    @pytest.mark.parametrize("runs", [1, pytest.param(30, marks=pytest.mark.soak)])
+    def test_stores_make_their_tables_at_first_use(self, tmp_path, runs):
         """In a new process, where the first use also imports Alembic."""
         program = (
             "import sys, threading\n"
@@ -119,7 +120,7 @@ class TestInThreads:
             "[thread.join() for thread in threads]\n"
             "sys.exit(repr(failed) if failed else 0)\n"
         )
-        for run in range(3):
+        for run in range(runs):
             folder = tmp_path / str(run)
             folder.mkdir()
             done = subprocess.run(
