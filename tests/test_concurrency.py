@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -13,26 +12,17 @@ from pathlib import Path
 
 import pytest
 from reliability import record
+from sdk_processes import ENVIRONMENT, PYTHON
 from sdk_tokens import known, make_token
 from sqlalchemy import create_engine, event
 
 from zoho_orm_store import SQLAlchemyTokenStore
 
 WORKER = str(Path(__file__).parent / "worker.py")
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)])
-}
 
 
 def start(mode, url, *arguments):
-    address = url.render_as_string(hide_password=False)
-    return subprocess.Popen(
-        [sys.executable, WORKER, mode, address, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    return PYTHON.start(WORKER, mode, url.render_as_string(hide_password=False), *arguments)
 
 
 SIZES = [

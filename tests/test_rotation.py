@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,8 +14,9 @@ import pytest
 from conftest import CIPHER, empty, on_sqlite, operations
 from databases import SERVERS
 from reliability import record
+from sdk_processes import PYTHON
 from sqlalchemy import create_engine, event, insert, make_url, text
-from test_concurrency import ENVIRONMENT, WORKER
+from test_concurrency import WORKER
 from test_encryption import RECORD
 from typer.testing import CliRunner
 
@@ -95,14 +94,8 @@ def save_record(store, record):
 
 
 def start(program, url, *arguments, keys):
-    return subprocess.Popen(
-        [sys.executable, *program, url.render_as_string(hide_password=False), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | {"ZOHO_ORM_STORE_KEYS": ",".join(keys)},
-    )
+    address = url.render_as_string(hide_password=False)
+    return PYTHON.start(*program, address, *arguments, ZOHO_ORM_STORE_KEYS=",".join(keys))
 
 
 def by_key(url):
