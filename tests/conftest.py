@@ -304,11 +304,13 @@ def open_store(
     with checkouts_counted() as checked_out:
         with store:
             yield store
-            # The reads of a SQLite file share a connection.
-            kept = len(getattr(getattr(store, "_database", None), "_kept", ()))
+
+            def ready():
+                return len(getattr(getattr(store, "_database", None), "_ready", ()))
+
             if gives_up:
-                comes_true(lambda: checked_out() == kept)
-            assert checked_out() == kept, "a connection is still checked out"
+                comes_true(lambda: checked_out() == ready())
+            assert checked_out() == ready(), "a connection is still checked out"
         assert checked_out() == 0, "the store has kept a connection"
     if engine is not None:
         engine.dispose()

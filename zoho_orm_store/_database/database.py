@@ -34,8 +34,8 @@ from zoho_orm_store._database.forks import (
 from zoho_orm_store._database.loop import LoopThread
 from zoho_orm_store._database.sqlite_file import (
     check_not_replaced,
+    is_of_present_file,
     is_watched,
-    reads_present_file,
 )
 from zoho_orm_store._sql.dialects import leave_autocommit, prepare_to_write, set_busy_timeout
 from zoho_orm_store.errors import (
@@ -98,7 +98,7 @@ def open_database(
     """
     engines = engines_for(bind, timeout, pooler=pooler, engine_options=engine_options)
     if isinstance(engines.writing, Engine):
-        make = _SQLiteFile if engines.keeps_reader else _SyncDatabase
+        make = _ReadyDatabase if engines.stay_ready else _SyncDatabase
         return make(engines, timeout, retry_for)
     return _AsyncDatabase(engines, timeout, retry_for)
 
@@ -376,27 +376,27 @@ class _SyncDatabase(Database):
             raise connect_error(error, self.url, wait_for_server=writes) from None
 
 
-class _SQLiteFile(_SyncDatabase):
-    """A SQLite file of a URL, whose reads use one connection in turns.
+class _ReadyDatabase(_SyncDatabase):
+    """A database of a URL, which keeps connections ready to read.
 
-    To take a connection from the pool for each, and to end its transaction, would take longer than
-    a lookup.
+    To take one from the pool for each lookup, and to end its transaction, would take longer than
+    the lookup.
     """
 
     def __init__(
         self, engines: Engines[Engine], timeout: float | None, retry_for: float | None
     ) -> None:
         super().__init__(engines, timeout, retry_for)
-        self._kept: list[Connection] = []
+        self._ready: list[Connection] = []
 
     def close(self) -> None:
         super().close()
-        self._close_kept()
+        self._close_ready()
 
     def _forked(self) -> None:
         super()._forked()
-        leave_to_parent(*self._kept)
-        self._kept = []
+        leave_to_parent(*self._ready)
+        self._ready = []
 
     def _attempt(
         self, writes: bool, work: Callable[..., T], args: tuple[Any, ...], remaining: float | None
@@ -404,30 +404,44 @@ class _SQLiteFile(_SyncDatabase):
         if writes:
             return super()._attempt(writes, work, args, remaining)
         connection: Connection | None = None
-        with suppress(IndexError):  # `close` may be faster.
-            connection = self._kept.pop()
-        if connection is not None and not reads_present_file(connection):
+        with suppress(IndexError):
+            connection = self._ready.pop()
+        if connection is not None and not is_of_present_file(connection):
             _give_back(connection)
             connection = None
         connection = connection or self._connect(writes)
         try:
+            if self._engines.limits_time:
+                limit_time(connection, remaining)
             result = _work(connection, writes, work, args, remaining)
-            is_idle = not getattr(connection.connection.driver_connection, "in_transaction", True)
+            is_ready = self._may_keep(connection)
         except BaseException:
             _give_back(connection)
+            self._give_back_ready()  # The pool knows which ones are lost with it.
             raise
-        if is_idle:
-            self._kept.append(connection)
+        if is_ready:
+            self._ready.append(connection)
         else:
             _give_back(connection)
         if self._closed:
-            self._close_kept()
+            self._close_ready()
         return result
 
-    def _close_kept(self) -> None:
+    def _may_keep(self, connection: Connection) -> bool:
+        """Whether a connection is in no transaction, and no thread waits for it at the pool."""
+        pool: Any = self._engines.reading.pool
+        is_busy = getattr(connection.connection.driver_connection, "in_transaction", False)
+        return not is_busy and pool.checkedout() < pool.size()
+
+    def _give_back_ready(self) -> None:
         with suppress(IndexError):
             while True:
-                connection = self._kept.pop()
+                _give_back(self._ready.pop())
+
+    def _close_ready(self) -> None:
+        with suppress(IndexError):
+            while True:
+                connection = self._ready.pop()
                 connection.invalidate()  # Its pool may be disposed of, and not take it back.
                 connection.close()
 

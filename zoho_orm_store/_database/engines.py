@@ -54,6 +54,9 @@ _KEEP_ONE = {"pool_size": 1, "max_overflow": _CONNECTIONS - 1}
 _POOL_CLASSES = frozenset({"poolclass", "pool"})
 _POOL_OPTIONS = _POOL_CLASSES | {"pool_size", "max_overflow"}
 
+_HARMLESS = frozenset({"connect_args", "echo", "hide_parameters", "logging_name"})
+"""The options that ask nothing of the pool, nor of the connections that it hands out."""
+
 _LONGEST_CONNECT = 10.0
 _LONGEST_STATEMENT = 3600
 
@@ -73,14 +76,14 @@ class Engines(Generic[E]):
         writing: For transactions.
         owned: Whether the store made them or their pools, and disposes of them.
         limits_time: Whether their connections must be told how long they may wait for an answer.
-        keeps_reader: Whether a connection may be kept out of the pool between two reads.
+        stay_ready: Whether connections may be kept out of the pool between two reads.
     """
 
     reading: E
     writing: E
     owned: bool
     limits_time: bool = False
-    keeps_reader: bool = False
+    stay_ready: bool = False
 
     def renewed(self) -> Engines[E]:
         """The same in a forked child, with new pools; the parent's are left untouched."""
@@ -193,8 +196,8 @@ def _made_for(
             engine = _without_rows_in_logs(make(url, **options))
             event.listen(synchronous(engine), "do_connect", _make_private)
             reconnect_when_replaced(synchronous(engine))
-            keeps_reader = not (dialect.is_async or is_memory(url) or _POOL_OPTIONS & given.keys())
-            return Engines(engine, engine, owned=True, keeps_reader=keeps_reader)
+            stay_ready = not (dialect.is_async or is_memory(url)) and given.keys() <= _HARMLESS
+            return Engines(engine, engine, owned=True, stay_ready=stay_ready)
         # Our transactions always end with COMMIT or ROLLBACK: a reset would only cost a round trip.
         writing = make(url, **{"pool_reset_on_return": None} | options | _kept_small(given))
         _without_rows_in_logs(writing)
@@ -202,7 +205,7 @@ def _made_for(
         if pooler and prepares_statements_in_two_steps(driver):
             in_autocommit = {}
         reading = _without_rows_in_logs(make(url, **in_autocommit | options))
-        engines = Engines(reading, writing, owned=True)
+        engines = Engines(reading, writing, owned=True, stay_ready=given.keys() <= _HARMLESS)
         return engines if dialect.is_async else _limited(engines, driver, options)
     except exc.NoSuchModuleError:
         raise ConfigurationError(

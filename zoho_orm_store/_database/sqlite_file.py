@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_not_replaced",
+    "is_of_present_file",
     "is_watched",
-    "reads_present_file",
     "reconnect_when_replaced",
 ]
 
@@ -68,13 +68,13 @@ def is_watched(connection: Connection) -> bool:
     return _opened_by(connection) is not None
 
 
-def reads_present_file(connection: Connection) -> bool:
-    """Whether the file that a connection has opened is still in its place.
+def is_of_present_file(connection: Connection) -> bool:
+    """Whether the file that a connection has opened is still in its place, if it has opened one.
 
-    A connection that is kept between two uses is asked so before each, like the pool's.
+    A connection that was kept out of the pool is asked so before each use, as the pool does.
     """
     opened: _Opened | None = connection.connection.info.get(_OPENED)
-    return opened is not None and not opened.is_gone_before_use()
+    return opened is None or not opened.is_gone_before_use()
 
 
 class _Opened:
