@@ -6,7 +6,8 @@ shown as not measured. The whole takes some minutes, most of them to fill the la
 ``python tests/benchmarks scale`` shows instead what each command for a whole table takes, in
 minutes and megabytes. ``python tests/benchmarks --plots DIRECTORY`` measures every operation on
 growing tables, writes images, and prints the figures as Markdown; it needs the extra "benchmarks".
-``python tests/benchmarks drivers`` compares the drivers for MariaDB that are installed.
+``python tests/benchmarks drivers`` compares the drivers for MariaDB that are installed, and
+``python tests/benchmarks layers`` shows where the time of a lookup goes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import budgets
 from databases import DATABASES, SERVERS, why_unreachable
 from drivers import drivers
+from layers import layers
 from scale import scale
 from sdk_processes import stop_processes
 
@@ -47,14 +49,14 @@ BENCHMARKS = {
     "threads": (budgets.threads, ("postgresql", "mariadb")),
 }
 
-SCALE, DRIVERS = "scale", "drivers"
+SCALE, DRIVERS, LAYERS = "scale", "drivers", "layers"
 _SIZES = (1, 100, 1000, 10_000, 100_000, 1_000_000)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python tests/benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=", ".join((*BENCHMARKS, SCALE, DRIVERS))
+        "names", nargs="*", metavar="NAME", help=", ".join((*BENCHMARKS, SCALE, DRIVERS, LAYERS))
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the largest table")
     parser.add_argument(
@@ -67,7 +69,7 @@ def main() -> int:
     )
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write images there")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - {*BENCHMARKS, SCALE, DRIVERS}:
+    if unknown := set(arguments.names) - {*BENCHMARKS, SCALE, DRIVERS, LAYERS}:
         parser.error(f"There is no benchmark {', '.join(sorted(unknown))}.")
     # Where the output goes into a file, its lines are not cut.
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -80,6 +82,9 @@ def main() -> int:
         return 0
     if DRIVERS in arguments.names:
         _measure_drivers(console)
+        return 0
+    if LAYERS in arguments.names:
+        _measure_layers(console, names)
         return 0
     all_met = _measure_budgets(console, arguments.names or [*BENCHMARKS], arguments.rows)
     return 0 if all_met else 1
@@ -129,6 +134,15 @@ def _measure_drivers(console: Console) -> None:
     with console.status(DRIVERS), TemporaryDirectory() as directory:
         for driver, what, *times in drivers(Path(directory)):
             table.add_row(driver, what, *(f"{microseconds:,.0f} µs" for microseconds in times))
+    console.print(table)
+
+
+def _measure_layers(console: Console, names: list[str]) -> None:
+    table = Table("database", "a lookup by id", "takes")
+    for name in names:
+        with console.status(f"{LAYERS} on {name}"), TemporaryDirectory() as directory:
+            for database, what, microseconds in layers(name, Path(directory)):
+                table.add_row(database, what, f"{microseconds:,.0f} µs")
     console.print(table)
 
 
