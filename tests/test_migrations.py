@@ -21,11 +21,13 @@ from reliability import record
 from sdk_tokens import known, make_token
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from typer.testing import CliRunner
 
 from zoho_orm_store import SchemaError, SQLAlchemyTokenStore, metadata, provision
 from zoho_orm_store._digests import digests_of
 from zoho_orm_store._schema import NEWEST_REVISION
 from zoho_orm_store._sdk.conversion import SDKException
+from zoho_orm_store.cli import app
 
 ROOT = Path(__file__).parent.parent
 HEAD = "zoho_orm_store_0003"
@@ -340,6 +342,25 @@ def test_the_number_of_adopted_tokens_is_reported(empty_database, sdk_table, cap
     infos = [(r.name, r.getMessage()) for r in caplog.records if r.levelno == logging.INFO]
     adopted = "Adopted the 9 tokens of the SDK's table oauthtoken."
     assert [each for each in infos if each[0].startswith("zoho")] == [("zoho_orm_store", adopted)]
+
+
+def test_the_adoption_of_a_large_table_says_what_it_does(empty_database, behind):
+    behind(SAMPLE_DDL)
+    rows = [{"id": str(n), "user": f"u{n}", "access": f"a{n}"} for n in range(5001)]
+    behind(
+        "INSERT INTO oauthtoken (id, user_name, access_token) VALUES (:id, :user, :access)", rows
+    )
+    url = empty_database.render_as_string(hide_password=False)
+    steps, done = [], CliRunner().invoke(app, ["upgrade", "--url", url])
+    assert done.stderr.splitlines() == [
+        "Converting 5,001 tokens",
+        "Giving the columns their types",
+        "Making one row of those that hold one token",
+        "Making the indexes",
+    ]
+    assert "It took over 5001 tokens" in done.stdout
+    assert provision.upgrade(empty_database, on_step=steps.append) == 0
+    assert steps == []
 
 
 @on_empty_sqlite

@@ -78,8 +78,17 @@ _PATIENCE = 30.0
 """Seconds to wait for a database that is busy."""
 
 
+def _say_nothing(step: str) -> None:
+    pass
+
+
 @our_errors
-def upgrade(bind: Target, revision: str = "head") -> int:
+def upgrade(
+    bind: Target,
+    revision: str = "head",
+    *,
+    on_step: Callable[[str], object] = _say_nothing,
+) -> int:
     """Make or upgrade the tables. A table of the SDK's own stores is adopted with its tokens.
 
     Back such a table up first.
@@ -87,6 +96,8 @@ def upgrade(bind: Target, revision: str = "head") -> int:
     Args:
         bind: The database.
         revision: The revision to upgrade to; by default the newest.
+        on_step: Called with what comes next, before each step that may take long: those of the
+            adoption of more than 5,000 tokens.
 
     Returns:
         How many tokens of the SDK's table were adopted; the log, at the level INFO, says it too.
@@ -97,7 +108,7 @@ def upgrade(bind: Target, revision: str = "head") -> int:
         ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    return _migrate(bind, ScriptDirectory._upgrade_revs, revision).adopted
+    return _migrate(bind, ScriptDirectory._upgrade_revs, revision, on_step).adopted
 
 
 @our_errors
@@ -118,7 +129,7 @@ def downgrade(bind: Target, revision: str = "base") -> tuple[tuple[str, str], ..
         ConfigurationError: There is no such revision.
         DatabaseError: The database refused or lost the operation.
     """
-    report = _migrate(bind, ScriptDirectory._downgrade_revs, revision)
+    report = _migrate(bind, ScriptDirectory._downgrade_revs, revision, _say_nothing)
     return tuple(report.renumbered.items())
 
 
@@ -248,7 +259,7 @@ def sql(dialect: str) -> str:
         dialect_opts={"paramstyle": "named"},
         opts=_options(None, ScriptDirectory._upgrade_revs, "head") | options,
     )
-    _run(context)
+    _run(context, _say_nothing)
     return script.getvalue()
 
 
@@ -269,7 +280,12 @@ def _read(target: Target, work: Callable[[Connection], T]) -> T:
         return database.read(work)
 
 
-def _migrate(target: Target, steps: _Steps, to: str) -> Report:
+def _migrate(
+    target: Target,
+    steps: _Steps,
+    to: str,
+    on_step: Callable[[str], object],
+) -> Report:
     if not isinstance(to, str):
         raise ConfigurationError(f"The revision must be a string, not {type(to).__name__}.")
 
@@ -280,7 +296,7 @@ def _migrate(target: Target, steps: _Steps, to: str) -> Report:
                 if found is not None and found not in revisions():
                     raise SchemaError(_describe(connection, found))
                 options = _options(schema, steps, to)
-                report = _run(MigrationContext.configure(connection, opts=options))
+                report = _run(MigrationContext.configure(connection, opts=options), on_step)
             if connection is not target:
                 commit_schema_change(connection)
         return report
@@ -317,10 +333,10 @@ def _options(schema: str | None, steps: _Steps, to: str) -> dict[str, Any]:
     }
 
 
-def _run(context: MigrationContext) -> Report:
+def _run(context: MigrationContext, on_step: Callable[[str], object] = lambda step: None) -> Report:
     """Run a context's revisions without an environment of Alembic's, of which a process has one."""
     try:
-        with running(Operations(context)) as report, context.begin_transaction():
+        with running(Operations(context), on_step) as report, context.begin_transaction():
             context.run_migrations()
         return report
     except CommandError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +42,9 @@ def upgrade(target: Target, revision: Revision = "head") -> None:
     one user, only the newest stays, and stderr names the removed ones. "check" says beforehand
     whose table it is.
     """
-    adopted = _migrate(target, "upgrade", zoho_orm_store.provision.upgrade, revision)
+    tell = partial(typer.echo, err=True)
+    migrate = partial(zoho_orm_store.provision.upgrade, on_step=tell)
+    adopted = _migrate(target, "upgrade", migrate, revision)
     if adopted:
         typer.echo(f"It took over {number_of(adopted)} of the SDK's table.")
 

@@ -66,11 +66,13 @@ class Report:
         adopted: How many tokens of the SDK's table were adopted.
         renumbered: The ids that were changed, and what they became.
         planned: The revisions on the way. A revision need not do what the next one undoes.
+        on_step: Called with what is about to be done, if it may take long.
     """
 
     adopted: int = 0
     renumbered: dict[str, str] = field(default_factory=dict)
     planned: frozenset[str] = frozenset()
+    on_step: Callable[[str], object] = lambda step: None
 
 
 _report: ContextVar[Report | None] = ContextVar("zoho_orm_store_report", default=None)
@@ -82,13 +84,17 @@ def report() -> Report:
 
 
 @contextmanager
-def running(operations: Operations) -> Iterator[Report]:
+def running(operations: Operations, on_step: Callable[[str], object]) -> Iterator[Report]:
     """Let the revisions that run inside the ``with`` block use these operations.
+
+    Args:
+        operations: The operations.
+        on_step: See `Report`.
 
     Yields:
         What the revisions report.
     """
-    result = Report()
+    result = Report(on_step=on_step)
     token, report_token = _operations.set(operations), _report.set(result)
     try:
         yield result

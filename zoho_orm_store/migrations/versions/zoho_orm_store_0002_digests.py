@@ -117,18 +117,33 @@ def upgrade() -> None:
     to_convert = not is_offline() and not was_made_here()
     if to_convert:
         refuse_encrypted_tokens()
+    number = number_of_rows() if to_convert else 0
     add_columns()
     if to_convert:
+        tell(number, f"Converting {number:,} tokens")
         clear_unreadable_expiries()
         convert_rows()
+    tell(number, "Giving the columns their types")
     give_types()
     if not is_offline():
+        tell(number, "Making one row of those that hold one token")
         collapse_identities()
         merge_rows_without_user()
     if to_convert:
         report_adoption()
+    tell(number, "Making the indexes")
     create_indexes()
     create_leases()
+
+
+def number_of_rows() -> int:
+    return op.get_bind().scalar(sa.select(sa.func.count()).select_from(rows)) or 0
+
+
+def tell(number: int, step: str) -> None:
+    """Say what comes next, if there are enough rows for it to take a while."""
+    if number > PAGE:
+        report().on_step(step)
 
 
 def was_made_here() -> bool:
@@ -467,8 +482,7 @@ def combine(
 
 
 def report_adoption() -> None:
-    adopted = op.get_bind().scalar(sa.select(sa.func.count()).select_from(rows)) or 0
-    report().adopted = adopted
+    report().adopted = adopted = number_of_rows()
     if adopted:
         adoption_logger.info("Adopted the %d tokens of the SDK's table %s.", adopted, TABLE)
 
