@@ -11,8 +11,9 @@ from conftest import on_sqlite, statements_counted
 from databases import SERVERS, kill_connections
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine import CreateEnginePlugin, Engine
+from sqlalchemy.pool import NullPool, Pool
 
 from zoho_orm_store import SQLAlchemyTokenStore
 
@@ -58,6 +59,23 @@ def test_whoever_asks_something_of_the_pool_gets_it_at_each_lookup(database, che
         taken = len(checkouts)
         store.find_token_by_id(token.get_id())
         assert len(checkouts) == taken + 1
+
+
+class PluginWithoutPool(CreateEnginePlugin):
+    def __init__(self, url, options):
+        options["poolclass"] = NullPool
+        for name in ("pool_size", "max_overflow", "pool_timeout"):
+            options.pop(name, None)
+
+    def update_url(self, url):
+        return url.difference_update_query(["plugin"])
+
+
+def test_a_plugin_of_the_url_may_bring_another_pool(database):
+    plugins.register("without_pool", __name__, PluginWithoutPool.__name__)
+    store, token = stored(database.update_query_dict({"plugin": "without_pool"}))
+    with store:
+        assert known(store.find_token_by_id(token.get_id())) == known(token)
 
 
 @pytest.mark.parametrize("database", SERVERS, indirect=True)

@@ -10,25 +10,34 @@ import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from conftest import on_sqlite
+from databases import SERVERS
 from sdk_tokens import FULL, known, make_token
 from sqlalchemy import create_engine, text
 from zohocrmsdk.src.com.zoho.api.authenticator.store import DBStore, FileStore
 
 from zoho_orm_store import (
     ConfigurationError,
+    DatabaseError,
     FernetCipher,
     InvalidTokenError,
     SQLAlchemyTokenStore,
+    StoredToken,
+    TokenRecord,
     generate_key,
     provision,
 )
+from zoho_orm_store._adding import NewTokens
+from zoho_orm_store._tokens import Filters, TokenOperations
 from zoho_orm_store.transfer import (
     FILE_HEADER,
     FileStoreFile,
+    Found,
     TokenTable,
+    _save_record,
     export_tokens,
     import_tokens,
 )
@@ -359,6 +368,98 @@ def test_two_imports_at_once_beside_workers_end_with_one_row_each_E4_E7(
     assert {(t.get_user_signature().get_name(), t.get_refresh_token()) for t in tokens} == {
         (f"u{n}", f"r{n}") for n in numbers
     }
+
+
+@pytest.mark.parametrize("database", SERVERS, indirect=True)
+@pytest.mark.parametrize(("stored", "imported"), [(20, 10), (20, 500)])
+def test_an_import_does_not_lock_the_rows_of_others(database, stored, imported):
+    """MySQL and MariaDB lock every row that a statement reads."""
+    operations = TokenOperations.of_model(StoredToken, None, None)
+    new = [TokenRecord(user_name=f"new{n}", refresh_token=f"n{n}") for n in range(imported)]
+    engine = create_engine(database)
+    with SQLAlchemyTokenStore(database, timeout=5) as store:
+        for n in range(stored):
+            store.save_token(make_token(user=f"u{n}", refresh_token=f"r{n}"))
+        with engine.connect() as connection:
+            assert None not in NewTokens(operations).add(connection, new)
+            store.save_token(make_token(user="u7", refresh_token="r7", access_token="changed"))
+            connection.rollback()
+        assert store.find_token(make_token(user="u7")).get_access_token() == "changed"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("empty_database", SERVERS, indirect=True)
+class TestConstraintsOfTheProjects:
+    @pytest.fixture
+    def constrained(self, empty_database):
+        provision.upgrade(empty_database)
+        engine = create_engine(empty_database)
+        with engine.begin() as connection:
+            connection.execute(
+                text(
+                    "ALTER TABLE oauthtoken ADD CONSTRAINT known "
+                    "CHECK (user_name IS NOT NULL AND user_name <> 'u2@example.com')"
+                )
+            )
+        engine.dispose()
+        return empty_database
+
+    def test_hold_for_what_an_import_writes_meanwhile(self, constrained):
+        found = [Found("1", TokenRecord(user_name="u1@example.com", refresh_token="r1"))]
+        assert import_tokens(found, constrained).added == 1
+
+    def test_are_named_at_once_if_a_token_breaks_them(self, constrained):
+        found = [Found("1", TokenRecord(user_name="u2@example.com", refresh_token="r1"))]
+        started = monotonic()
+        with pytest.raises(DatabaseError, match="known"):
+            import_tokens(found, constrained)
+        assert monotonic() - started < 5
+
+
+def test_tokens_are_listed_in_the_order_of_their_source(database):
+    found = [
+        Found(f"{n}", TokenRecord(id=f"{n}", user_name=f"u{n}", refresh_token=f"r{n}"))
+        for n in range(1, 13)
+    ]
+    import_tokens(found, database)
+    with SQLAlchemyTokenStore(database) as store:
+        assert [token.get_id() for token in store.get_tokens()] == [f"{n}" for n in range(1, 13)]
+
+
+@on_sqlite
+def test_a_refused_line_is_refused_whatever_comes_after_it(database):
+    found = [
+        Found("line 1", TokenRecord(user_name="u")),
+        Found("line 2", TokenRecord(user_name="u", refresh_token="r")),
+    ]
+    with pytest.raises(InvalidTokenError, match="line 1"):
+        import_tokens(found, database, strict=True)
+    summary = import_tokens(found, database)
+    assert (summary.added, len(summary.refused), summary.renumbered) == (1, 1, ())
+
+
+@pytest.mark.parametrize("database", SERVERS, indirect=True)
+def test_a_token_that_a_worker_has_refreshed_since_the_import_began_is_kept_C2(database):
+    """MySQL goes on reading what was there when the transaction began to read."""
+    operations = TokenOperations.of_model(StoredToken, None, None)
+    engine = create_engine(database)
+    with SQLAlchemyTokenStore(database) as store, engine.begin() as connection:
+        store.save_token(
+            make_token(user="u", refresh_token="r", access_token="1", expires_in="100")
+        )
+        assert operations.count(connection, Filters()) == 1
+        store.save_token(
+            make_token(user="u", refresh_token="r", access_token="3", expires_in="300")
+        )
+        _save_record(
+            connection,
+            operations,
+            TokenRecord(user_name="u", refresh_token="r", access_token="2", expiry_time=200),
+        )
+        connection.commit()
+        found = store.find_token(make_token(user="u"))
+    assert (found.get_access_token(), found.get_expires_in()) == ("3", "300")
+    engine.dispose()
 
 
 class TestTables:

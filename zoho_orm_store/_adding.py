@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from operator import itemgetter
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from sqlalchemy import exc, insert
+from sqlalchemy import insert
 
 from zoho_orm_store._matching import check_credentials, identity_of
 from zoho_orm_store._sql.dialects import (
@@ -16,13 +16,13 @@ from zoho_orm_store._sql.dialects import (
     insert_unless_present,
     limit_lock_wait,
     lock_rows_by_index,
+    lockable_by,
 )
-from zoho_orm_store._tokens import changed_meanwhile
 from zoho_orm_store.errors import InvalidTokenError
-from zoho_orm_store.records import DIGESTS, utc_now
+from zoho_orm_store.records import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -71,39 +71,36 @@ class NewTokens:
         new = self._not_stored(connection, asked)
         if new:
             self._tokens.check_required({})
+        scope = dict(self._tokens.scope.values)
+        values = {place: self._tokens.row_values(row) | scope for place, row in new.items()}
         if new and has_row_locks(connection):
-            found = self._found_in_turn(connection, [*new.values()])
-            new = {
-                place: row
-                for place, row in new.items()
-                if found.isdisjoint(self._marks_in_turn(row))
-            }
+            found = self._found_in_turn(connection, new, values)
+            for place, row in [*new.items()]:
+                if not found.isdisjoint(self._marks_in_turn(row)):
+                    del new[place], values[place]
         if new:
-            scope = dict(self._tokens.scope.values)
-            values = [self._tokens.row_values(row) | scope for row in new.values()]
-            try:
-                connection.execute(insert(self._tokens.table), values)
-            except exc.IntegrityError:
-                raise changed_meanwhile() from None
+            connection.execute(insert(self._tokens.table), [*values.values()])
         return [new.get(place) for place in range(len(asked))]
 
     def _not_stored(
         self, connection: Connection, asked: Sequence[TokenRecord]
     ) -> dict[int, TokenRecord]:
         """The rows of those tokens that can be stored and are not, by their places."""
-        known = {place: {*self._marks(each)} for place, each in enumerate(asked) if _is_whole(each)}
-        counted = Counter(mark for marks in known.values() for mark in marks)
+        known = [{*self._marks(each)} for each in asked]
+        counted = Counter(mark for marks in known for mark in marks)
         taken = {mark for mark, number in counted.items() if number > 1}
         for column in ("id", *_FINDING):
             values = [value for name, value in counted if name == column]
             found = connection.execute(self._statements.taken(column), {"values": values})
             taken |= {(column, value) for value in found.scalars()}
-        new = {place: asked[place] for place, marks in known.items() if marks.isdisjoint(taken)}
-        now = utc_now()
-        return {
-            place: replace(each, id=each.id or uuid4().hex, created_at=now, updated_at=now)
-            for place, each in new.items()
-        }
+        start = utc_now()
+        new = {}
+        for place, (each, marks) in enumerate(zip(asked, known, strict=True)):
+            if _is_whole(each) and marks.isdisjoint(taken):
+                now = start + timedelta(microseconds=place)  # They are listed in this order.
+                id_ = each.id or uuid4().hex
+                new[place] = replace(each, id=id_, created_at=now, updated_at=now)
+        return new
 
     def _marks(self, record: TokenRecord) -> Iterator[tuple[str, str]]:
         """The id and the digests by which a row would be found, by column."""
@@ -115,47 +112,52 @@ class NewTokens:
                     yield column, str(digest)
 
     def _found_in_turn(
-        self, connection: Connection, new: Sequence[TokenRecord]
+        self,
+        connection: Connection,
+        new: Mapping[int, TokenRecord],
+        values: Mapping[int, dict[str, object]],
     ) -> set[tuple[str, str]]:
         """Wait for other saves of the same tokens, and return what their rows are found by.
 
         Until the transaction ends, other saves wait for this one.
+
+        Args:
+            connection: The connection.
+            new: The rows to insert, by place.
+            values: The values of their columns, by place.
         """
         turns = [
-            dict(self._tokens.scope.values)
-            | {
-                "id": uuid4().hex,
-                "identity": identity,
-                "refresh_digest": self._digests.of(row)[DIGESTS["refresh_token"]],
-                "created_at": row.created_at,
-                "updated_at": row.updated_at,
-            }
-            for row in new
-            for identity in self._turns(row)
+            values[place] | {"id": uuid4().hex, "identity": identity}
+            for identities in (self._turns, self._claims)  # in the order of a single save
+            for identity, place in sorted(identities(new))
         ]
         if not turns:
             return set()
-        turns.sort(key=itemgetter("identity"))  # Two imports at once do not block each other.
         insert_unless_present(connection, self._tokens.table, turns)
-        ids, scope = {turn["id"] for turn in turns}, self._tokens.in_scope
+        ids, scope = [str(turn["id"]) for turn in turns], self._tokens.in_scope
+        own = frozenset(ids)
         found: set[tuple[str, str]] = set()
         for column in ("refresh_digest", "identity"):
-            marks = (mark for row in new for mark in self._marks_in_turn(row))
-            values = [value for name, value in marks if name == column]
-            if values:
-                holders = self._statements.holders(column)
-                asked = {"values": values, **scope}
+            holders = self._statements.holders(column)
+            marks = (mark for row in new.values() for mark in self._marks_in_turn(row))
+            for some in lockable_by([value for name, value in marks if name == column], connection):
+                asked = {"values": some, **scope}
                 rows = lock_rows_by_index(connection, holders, asked, self._tokens.table, column)
-                found |= {(column, row.held) for row in rows if row.id not in ids}
-        connection.execute(self._statements.delete_ids, {"ids": [*ids], **scope})
+                found |= {(column, row.held) for row in rows if row.id not in own}
+        for some in lockable_by(ids, connection):
+            connection.execute(self._statements.delete_ids, {"ids": some, **scope})
         return found
 
-    def _turns(self, new: TokenRecord) -> Iterator[str]:
-        """The identities by which other saves of a token wait for this one."""
-        if new.refresh_token is not None:
-            yield self._digests.claim(new)
+    def _turns(self, new: Mapping[int, TokenRecord]) -> Iterator[tuple[str, int]]:
+        """The identities by which other saves of a token wait for this one, with their places."""
         if self._digests.are_keyed:
-            yield self._digests.turn(new)
+            yield from ((self._digests.turn(row), place) for place, row in new.items())
+
+    def _claims(self, new: Mapping[int, TokenRecord]) -> Iterator[tuple[str, int]]:
+        """Those by which other saves of a refresh token wait for this one."""
+        for place, row in new.items():
+            if row.refresh_token is not None:
+                yield self._digests.claim(row), place
 
     def _marks_in_turn(self, new: TokenRecord) -> Iterator[tuple[str, str]]:
         """The digests by which a row would be found that another save has inserted meanwhile.

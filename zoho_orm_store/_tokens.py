@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
 from zoho_orm_store._cache import tell_changed
@@ -62,14 +63,16 @@ from zoho_orm_store.models import StoredToken, StoredTokenMixin, token_table
 from zoho_orm_store.records import DIGESTS, TokenRecord, check_text, is_storable, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, CursorResult, Executable, Row, Table
     from typing_extensions import Self
 
     from zoho_orm_store.encryption import TokenCipher
 
-__all__ = ["Filters", "TokenOperations", "changed_meanwhile"]
+__all__ = ["Filters", "TokenOperations"]
+
+Reconcile: TypeAlias = "Callable[[TokenRecord, TokenRecord], TokenRecord]"
 
 logger = logging.getLogger("zoho_orm_store")
 
@@ -301,6 +304,7 @@ class TokenOperations:
         asked: TokenRecord,
         seen: TokenRecord | None = None,
         values: Mapping[str, object] | None = None,
+        reconcile: Reconcile | None = None,
     ) -> TokenRecord:
         """Save a token: into the row it means, or into a new one.
 
@@ -310,6 +314,8 @@ class TokenOperations:
             seen: The token as it was before the caller refreshed it without a lease. If another
                 caller has saved a live access token since, that one is kept.
             values: The values of columns that the model adds, such as a foreign key.
+            reconcile: Called with what is known of the token, and with its row once that is
+                locked; returns what is to be written.
 
         Returns:
             The row as it is now.
@@ -322,9 +328,11 @@ class TokenOperations:
         _check_record(asked)
         asked.check_storable()
         own = self._own_values(values)
+        if seen is not None:
+            reconcile = partial(_unless_overtaken, seen)
         locked = self._lock_match(connection, asked)
         if locked is None:
-            return self._save_new(connection, asked, seen, own)
+            return self._save_new(connection, asked, reconcile, own)
         stored, is_tied, identity = locked
         check_owner(asked, stored)
         if self._may_have_tenants and not self.digests.is_identity(stored, identity):
@@ -342,7 +350,7 @@ class TokenOperations:
             self.execute(connection, self.statements.update, claim | {"identity": identity})
         elif learns or is_tied:
             rows = self._lock_holders(connection, merged(stored, asked))
-        return self.update(connection, stored, asked, seen, self.readable(rows), own)
+        return self.update(connection, stored, asked, reconcile, self.readable(rows), own)
 
     def expire(self, connection: Connection, id: str) -> bool:  # noqa: A002
         """End the access token of the row with an id, and return whether there was such a row."""
@@ -421,7 +429,7 @@ class TokenOperations:
             return None
         locked = self.lock(connection, stored.id)
         if locked is None or find_match(lookups, asked, [locked.record]) is None:
-            raise changed_meanwhile()
+            raise _changed_meanwhile()
         return locked
 
     def lock(self, connection: Connection, id_: str | None) -> _Locked | None:
@@ -436,7 +444,7 @@ class TokenOperations:
         self,
         connection: Connection,
         asked: TokenRecord,
-        seen: TokenRecord | None,
+        reconcile: Reconcile | None,
         own: Mapping[str, object],
     ) -> TokenRecord:
         """Save a token for which no row was found, unless another writer was faster.
@@ -458,7 +466,7 @@ class TokenOperations:
             stored = self._take_turn(connection, new, values)
             if stored is not None:
                 rows = self._lock_holders(connection, asked) if asked.refresh_token else []
-                return self.update(connection, stored, asked, seen, self.readable(rows), own)
+                return self.update(connection, stored, asked, reconcile, self.readable(rows), own)
         if asked.refresh_token is not None and has_row_locks(connection):
             claim = uuid4().hex if id_ == asked.id else id_
             claimed = values | {"id": claim, "identity": self.digests.claim(asked)}
@@ -467,18 +475,18 @@ class TokenOperations:
             if not rows and self._find_identity(connection, new) is None:
                 parameters = values | {"row_id": claim}
                 if self.execute(connection, self.statements.update, parameters).rowcount == 0:
-                    raise changed_meanwhile()
+                    raise _changed_meanwhile()
                 return new
             self.execute(connection, self.statements.delete, {"row_id": claim})
             others = self.readable(rows)
             match = find_match(lookups_to_save(asked), asked, others)
             if match is not None:
-                return self.update(connection, match, asked, seen, others, own)
+                return self.update(connection, match, asked, reconcile, others, own)
         insert_unless_present(connection, self.table, values)
         stored = self._row_of_identity(connection, new)
         if stored == new:
             return stored
-        return self.update(connection, stored, asked, seen, others, own)
+        return self.update(connection, stored, asked, reconcile, others, own)
 
     def _take_turn(
         self, connection: Connection, new: TokenRecord, values: Mapping[str, object]
@@ -531,7 +539,7 @@ class TokenOperations:
         """The row that has the identity of a token, whoever inserted it; locked."""
         stored = self._lock_identity(connection, new)
         if stored is None:
-            raise changed_meanwhile()
+            raise _changed_meanwhile()
         _check_identity(new, stored)
         return stored
 
@@ -559,7 +567,7 @@ class TokenOperations:
         connection: Connection,
         stored: TokenRecord,
         asked: TokenRecord,
-        seen: TokenRecord | None,
+        reconcile: Reconcile | None,
         holders: Iterable[TokenRecord],
         own: Mapping[str, object],
     ) -> TokenRecord:
@@ -569,12 +577,12 @@ class TokenOperations:
             connection: The connection.
             stored: The row.
             asked: What is known of the token.
-            seen: See `save`.
+            reconcile: See `save`.
             holders: The rows that hold the refresh token, if there may be others.
             own: The values of columns that the model adds.
         """
-        if seen is not None:
-            asked = without_overtaken_pair(asked, stored, seen, int(time() * 1000))
+        if reconcile is not None:
+            asked = reconcile(asked, stored)
         others = {holder.id: holder for holder in holders if holder.id != stored.id}
         known = (stored, asked)
         if self._forget_grants:
@@ -592,7 +600,7 @@ class TokenOperations:
             tell_changed(self.table, id_)
         tell_changed(self.table, saved.id)
         if self.execute(connection, self.statements.update, values).rowcount == 0:
-            raise changed_meanwhile()
+            raise _changed_meanwhile()
         return saved
 
     def _find_identity(self, connection: Connection, record: TokenRecord) -> Row[Any] | None:
@@ -617,7 +625,7 @@ class TokenOperations:
         _check_identity(saved, found)
         locked = self.lock(connection, found.id)
         if locked is None or identity_of(locked.record) != identity_of(saved):
-            raise changed_meanwhile()
+            raise _changed_meanwhile()
         return {found.id: locked.record}
 
     def _rows(self, connection: Connection, filters: Filters) -> CursorResult[Any]:
@@ -672,6 +680,10 @@ def _check_record(asked: object) -> None:
         raise InvalidTokenError(f"The token must be a TokenRecord, not {type(asked).__name__}.")
 
 
+def _unless_overtaken(seen: TokenRecord, asked: TokenRecord, stored: TokenRecord) -> TokenRecord:
+    return without_overtaken_pair(asked, stored, seen, int(time() * 1000))
+
+
 def _crossed(connection: Connection) -> DatabaseError:
     """The error for the answer to somebody else's question, after giving up the connection."""
     connection.invalidate()
@@ -693,7 +705,7 @@ def _check_identity(saved: TokenRecord, stored: TokenRecord) -> None:
         )
 
 
-def changed_meanwhile() -> DatabaseError:
+def _changed_meanwhile() -> DatabaseError:
     return DatabaseError(
         "Another writer changed the token's row while it was being saved. "
         "Roll the transaction back and run it again.",

@@ -440,11 +440,13 @@ def _save_record(
     if stored is None:
         ids = (record.id, _id_instead(operations, record))
         free = (id_ for id_ in ids if id_ and operations.get(connection, id_) is None)
-        return "added", operations.save(connection, replace(record, id=next(free, None))).id
+        asked = replace(record, id=next(free, None))
+        return "added", operations.save(connection, asked, reconcile=without_earlier_pair).id
     asked = without_earlier_pair(asked, stored)
     if merged(stored, asked) == stored:
         return "unchanged", stored.id
-    return "updated", operations.save(connection, replace(asked, id=stored.id)).id
+    asked = replace(asked, id=stored.id)
+    return "updated", operations.save(connection, asked, reconcile=without_earlier_pair).id
 
 
 def _id_instead(operations: TokenOperations, record: TokenRecord) -> str | None:

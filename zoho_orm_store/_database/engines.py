@@ -196,8 +196,7 @@ def _made_for(
             engine = _without_rows_in_logs(make(url, **options))
             event.listen(synchronous(engine), "do_connect", _make_private)
             reconnect_when_replaced(synchronous(engine))
-            stay_ready = not (dialect.is_async or is_memory(url)) and given.keys() <= _HARMLESS
-            return Engines(engine, engine, owned=True, stay_ready=stay_ready)
+            return Engines(engine, engine, owned=True, stay_ready=_may_stay_ready(engine, given))
         # Our transactions always end with COMMIT or ROLLBACK: a reset would only cost a round trip.
         writing = make(url, **{"pool_reset_on_return": None} | options | _kept_small(given))
         _without_rows_in_logs(writing)
@@ -205,7 +204,7 @@ def _made_for(
         if pooler and prepares_statements_in_two_steps(driver):
             in_autocommit = {}
         reading = _without_rows_in_logs(make(url, **in_autocommit | options))
-        engines = Engines(reading, writing, owned=True, stay_ready=given.keys() <= _HARMLESS)
+        engines = Engines(reading, writing, owned=True, stay_ready=_may_stay_ready(reading, given))
         return engines if dialect.is_async else _limited(engines, driver, options)
     except exc.NoSuchModuleError:
         raise ConfigurationError(
@@ -242,6 +241,15 @@ def _without_rows_in_logs(engine: E) -> E:
     logger: Any = synchronous(engine).logger
     getattr(logger, "logger", logger).addFilter(_no_rows)
     return engine
+
+
+def _may_stay_ready(engine: Engine | AsyncEngine, given: Mapping[str, Any]) -> bool:
+    """Whether connections may be kept out of an engine's pool, for all that the URL asks of it.
+
+    The one connection of a database in memory also writes. A plugin may bring its own pool.
+    """
+    is_plain = type(engine.pool) is QueuePool and not is_memory(engine.url)
+    return is_plain and given.keys() <= _HARMLESS
 
 
 def _kept_small(given: Mapping[str, Any]) -> dict[str, int]:

@@ -57,6 +57,7 @@ __all__ = [
     "limit_lock_wait",
     "lock_rows",
     "lock_rows_by_index",
+    "lockable_by",
     "overwriting_deleted_values",
     "prepare_to_write",
     "schema_locked",
@@ -324,6 +325,17 @@ def lock_rows_by_index(
             if error.orig is None or error.orig.args[:1] != (_NO_SUCH_INDEX,):
                 raise
     return connection.execute(statement, parameters)
+
+
+def lockable_by(values: Sequence[str], connection: Connection) -> Iterator[Sequence[str]]:
+    """Yield values in portions by which one statement locks only the rows that have them.
+
+    By more than one value, MySQL and MariaDB may read, and therefore lock, every row of a table.
+    """
+    if connection.dialect.name in MYSQL_FAMILY:
+        yield from ([value] for value in values)
+    elif values:
+        yield values
 
 
 def _index_hint(table: Table, column: str) -> str:
