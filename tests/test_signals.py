@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
-from conftest import BY_DRIVER, on_routes, open_store
+from conftest import BY_DRIVER, on_empty_sqlite, on_routes, open_store
 from databases import SERVERS
 from reliability import record
 from sdk_tokens import FULL, known, make_token
@@ -194,3 +197,13 @@ def test_it_comes_out_of_the_wait_for_another_callers_refresh_H8(store):
         store.find_token_by_id(expired.get_id())
     store.save_token(make_token(**FULL))
     assert known(store.find_token_by_id(expired.get_id())) == known(make_token(**FULL))
+
+
+@on_empty_sqlite
+def test_hundreds_of_interrupted_reads_leave_no_lock_behind_H8(empty_database):
+    """A signal may come at any step, also when a lock was just taken."""
+    program = Path(__file__).with_name("interrupted_reader.py")
+    done = subprocess.run(
+        [sys.executable, program, str(empty_database)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

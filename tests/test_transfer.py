@@ -333,7 +333,7 @@ def test_two_imports_at_once_beside_workers_end_with_one_row_each_E4_E7(
     tmp_path, database, number_of_keys
 ):
     """Some workers know a token by its refresh token alone, others by its user as well."""
-    path, numbers = tmp_path / "many.txt", range(520)
+    path, numbers = tmp_path / "many.txt", range(260)
     with path.open("w", newline="") as opened:
         lines = csv.writer(opened)
         lines.writerow(FILE_HEADER)
@@ -344,7 +344,7 @@ def test_two_imports_at_once_beside_workers_end_with_one_row_each_E4_E7(
 
     def save(cipher, *, knows_user):
         with SQLAlchemyTokenStore(database, cipher=cipher) as store:
-            for n in numbers[::20]:
+            for n in numbers[::10]:
                 user = f"u{n}" if knows_user else None
                 token = make_token(
                     refresh_token=f"r{n}", access_token=f"a{n}", client_id="c", user=user

@@ -247,9 +247,11 @@ class Database(ABC):
             try:
                 if turn is not None:
                     longest = -1 if remaining is None else max(0, remaining)
-                    is_my_turn = turn.acquire(timeout=longest)
-                    if not is_my_turn:
-                        raise DatabaseTimeoutError("Other threads kept the database too busy.")
+                    # A signal handler may raise between a call and the assignment of its result,
+                    # but not between the step of an iterator and the assignment to its variable.
+                    for is_my_turn in map(turn.acquire, (True,), (longest,)):
+                        if not is_my_turn:
+                            raise DatabaseTimeoutError("Other threads kept the database too busy.")
                     if timeout is not None:
                         remaining = timeout - max(monotonic() - started, paused)
                         if not writes and timeout - remaining > _WORTH_A_STATEMENT:
