@@ -74,10 +74,8 @@ class NewTokens:
         scope = dict(self._tokens.scope.values)
         values = {place: self._tokens.row_values(row) | scope for place, row in new.items()}
         if new and has_row_locks(connection):
-            found = self._found_in_turn(connection, new, values)
-            for place, row in [*new.items()]:
-                if not found.isdisjoint(self._marks_in_turn(row)):
-                    del new[place], values[place]
+            for place in self._saved_meanwhile(connection, new, values):
+                del new[place], values[place]
         if new:
             connection.execute(insert(self._tokens.table), [*values.values()])
         return [new.get(place) for place in range(len(asked))]
@@ -111,13 +109,13 @@ class NewTokens:
                 for digest in digests if isinstance(digests, list) else [digests]:
                     yield column, str(digest)
 
-    def _found_in_turn(
+    def _saved_meanwhile(
         self,
         connection: Connection,
         new: Mapping[int, TokenRecord],
         values: Mapping[int, dict[str, object]],
-    ) -> set[tuple[str, str]]:
-        """Wait for other saves of the same tokens, and return what their rows are found by.
+    ) -> Sequence[int]:
+        """Wait for other saves of the same tokens, and return the places of those that they saved.
 
         Until the transaction ends, other saves wait for this one.
 
@@ -132,21 +130,22 @@ class NewTokens:
             for identity, place in sorted(identities(new))
         ]
         if not turns:
-            return set()
+            return []
         insert_unless_present(connection, self._tokens.table, turns)
         ids, scope = [str(turn["id"]) for turn in turns], self._tokens.in_scope
         own = frozenset(ids)
+        marks = {place: {*self._marks_in_turn(row)} for place, row in new.items()}
         found: set[tuple[str, str]] = set()
         for column in ("refresh_digest", "identity"):
             holders = self._statements.holders(column)
-            marks = (mark for row in new.values() for mark in self._marks_in_turn(row))
-            for some in lockable_by([value for name, value in marks if name == column], connection):
+            held = [value for each in marks.values() for name, value in each if name == column]
+            for some in lockable_by(held, connection):
                 asked = {"values": some, **scope}
                 rows = lock_rows_by_index(connection, holders, asked, self._tokens.table, column)
                 found |= {(column, row.held) for row in rows if row.id not in own}
         for some in lockable_by(ids, connection):
             connection.execute(self._statements.delete_ids, {"ids": some, **scope})
-        return found
+        return [place for place, each in marks.items() if not each.isdisjoint(found)]
 
     def _turns(self, new: Mapping[int, TokenRecord]) -> Iterator[tuple[str, int]]:
         """The identities by which other saves of a token wait for this one, with their places."""

@@ -419,7 +419,8 @@ class _ReadyDatabase(_SyncDatabase):
             is_ready = self._may_keep(connection)
         except BaseException:
             _give_back(connection)
-            self._give_back_ready()  # The pool knows which ones are lost with it.
+            for other in self._taken_ready():  # The pool knows which ones are lost with it.
+                _give_back(other)
             raise
         if is_ready:
             self._ready.append(connection)
@@ -435,17 +436,15 @@ class _ReadyDatabase(_SyncDatabase):
         is_busy = getattr(connection.connection.driver_connection, "in_transaction", False)
         return not is_busy and pool.checkedout() < pool.size()
 
-    def _give_back_ready(self) -> None:
+    def _taken_ready(self) -> Iterator[Connection]:
         with suppress(IndexError):
             while True:
-                _give_back(self._ready.pop())
+                yield self._ready.pop()
 
     def _close_ready(self) -> None:
-        with suppress(IndexError):
-            while True:
-                connection = self._ready.pop()
-                connection.invalidate()  # Its pool may be disposed of, and not take it back.
-                connection.close()
+        for connection in self._taken_ready():
+            connection.invalidate()  # Its pool may be disposed of, and not take it back.
+            connection.close()
 
 
 class _AsyncDatabase(Database):
