@@ -288,7 +288,7 @@ def _options(
     limit = _LONGEST_CONNECT if timeout is None else timeout
     arguments = connect_args(url, driver, limit, pooler=pooler)
     if timeout is None:
-        # The limits of some drivers are for one statement: the upgrade of a large table takes minutes.
+        # Drivers limit each statement, and those that upgrade a large table take minutes.
         for name in {"read_timeout", "write_timeout"} & arguments.keys():
             arguments[name] = _LONGEST_STATEMENT
     options: dict[str, Any] = {"hide_parameters": True, "logging_name": _LOGGING_NAME}
